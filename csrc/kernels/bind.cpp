@@ -1,0 +1,7 @@
+#include "native.h"
+
+namespace mindspeed_ms {
+
+void bind_kernels(pybind11::module_&) {}
+
+}  // namespace mindspeed_ms

@@ -1,0 +1,69 @@
+"""Build script: package layout and the two C++ extensions.
+
+``bridge/`` installs as ``mindspeed_ms`` and ``patches/`` as ``mindspeed_ms.patches``.
+
+* ``mindspeed_ms._runtime`` is linked to torch: the device's allocator, guard, hooks, generator (csrc/runtime)
+  and its ATen registrations (csrc/aten).
+* ``mindspeed_ms._native`` knows neither torch nor MindSpore: fused CPU kernels (csrc/kernels) and the
+  shared-memory collectives (csrc/comm), bound by pybind11 on raw pointers.
+"""
+
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, find_packages, setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+ROOT = Path(__file__).resolve().parent
+
+
+def sources(*folders: str) -> list[str]:
+    """All .cpp files directly in csrc/<folder>, as paths relative to the project."""
+    return sorted(str(p.relative_to(ROOT)) for f in folders for p in (ROOT / "csrc" / f).glob("*.cpp"))
+
+
+packages = ["mindspeed_ms", *(f"mindspeed_ms.{p}" for p in find_packages("bridge"))]
+packages += ["mindspeed_ms.patches", *(f"mindspeed_ms.patches.{p}" for p in find_packages("patches"))]
+
+runtime = CppExtension(
+    "mindspeed_ms._runtime",
+    sources("runtime", "aten"),
+    include_dirs=[str(ROOT / "csrc")],
+    extra_compile_args=["-O2", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-sign-compare"],
+)
+
+# -fno-math-errno/-fno-trapping-math let the compiler vectorise libm-style code (measured 8x on AdamW);
+# -ffast-math is not used: kernels must keep NaN and Inf.
+native = Extension(
+    "mindspeed_ms._native",
+    sources(".", "kernels", "comm"),
+    include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+    extra_compile_args=[
+        "-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-fno-math-errno", "-fno-trapping-math", "-pthread",
+    ],
+    extra_link_args=["-pthread", "-lrt"],
+    language="c++",
+)
+
+setup(
+    name="mindspeed-ms",
+    version="0.1.0",
+    description="Stock Megatron-LM scripts, written for PyTorch + CUDA, on MindSpore without a changed line",
+    python_requires=">=3.10,<3.13",
+    packages=packages,
+    package_dir={"mindspeed_ms": "bridge", "mindspeed_ms.patches": "patches"},
+    ext_modules=[runtime, native],
+    cmdclass={"build_ext": BuildExtension},
+    install_requires=[
+        "torch==2.13.*",
+        "mindspore==2.10.*",
+        "megatron-core>=0.12,<0.17",
+        "numpy<2",
+        "wrapt>=1.16",
+    ],
+    extras_require={
+        "recipe": ["tokenizers", "matplotlib", "tensorboard"],
+        "test": ["pytest", "pytest-timeout", "expecttest"],
+    },
+    entry_points={"console_scripts": ["mindspeed-ms = mindspeed_ms.cli:main"]},
+)
