@@ -60,6 +60,7 @@ setup(
         "megatron-core>=0.12,<0.17",
         "numpy<2",
         "wrapt>=1.16",
+        "packaging",
     ],
     extras_require={
         "recipe": ["tokenizers", "matplotlib", "tensorboard"],
