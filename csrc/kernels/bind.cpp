@@ -1,7 +1,23 @@
+#include "kernels/bind.h"
+
+#include "kernels/isa.h"
+#include "kernels/pool.h"
 #include "native.h"
 
 namespace mindspeed_ms {
 
-void bind_kernels(pybind11::module_&) {}
+void bind_kernels(pybind11::module_& m) {
+  m.def("set_threads", &kernels::pool::set_threads, pybind11::call_guard<pybind11::gil_scoped_release>(),
+        "Set the number of pool threads, the caller included.");
+  m.def("threads", &kernels::pool::threads, "Number of pool threads, the caller included.");
+  m.def("force_isa", &kernels::force_isa,
+        "Force an instruction set: auto, portable, avx2, avx512, avx512_bf16.");
+  m.def(
+      "isa", [] { return kernels::isa_name(kernels::current_isa()); }, "Name of the instruction set in use.");
+  m.def(
+      "best_isa", [] { return kernels::isa_name(kernels::best_isa()); },
+      "Name of the best instruction set here.");
+  kernels::bind_norm(m);
+}
 
 }  // namespace mindspeed_ms

@@ -1,0 +1,84 @@
+"""How a kernel call reaches machine code: implementation, dtype codes, thread count, instruction set."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+import torch
+from mindspeed_ms._native import kernels as _native
+
+#: Storage types of the native kernels, by the codes of csrc/kernels/prelude.h.
+DTYPE_CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+IMPLEMENTATIONS = ("csrc", "ascend", "composite")
+
+_forced: str | None = os.environ.get("MINDSPEED_MS_KERNELS") or None
+_threads = 0
+
+
+def force_implementation(name: str | None) -> None:
+    """Makes every kernel use one implementation: "csrc", "ascend" or "composite"; None chooses per call.
+
+    The environment variable MINDSPEED_MS_KERNELS sets the same at start.
+    """
+    global _forced
+    if name is not None and name not in IMPLEMENTATIONS:
+        raise ValueError(f"unknown kernel implementation {name!r}; use one of {IMPLEMENTATIONS} or None")
+    _forced = name
+
+
+def implementation(*tensors: torch.Tensor | None) -> str:
+    """Which implementation takes these tensors: native for fp32, bf16 and fp16, else the composite."""
+    if _forced is not None and _forced != "csrc":
+        return _forced
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype not in DTYPE_CODES:
+            return "composite"
+    return "csrc"
+
+
+def native() -> ModuleType:
+    """The native kernels, with their pool at torch's thread count."""
+    global _threads
+    wanted = torch.get_num_threads()
+    if wanted != _threads:
+        _native.set_threads(wanted)
+        _threads = wanted
+    return _native
+
+
+def pointer(tensor: torch.Tensor | None) -> int:
+    """Address of the tensor's first element; 0 for None. The tensor must be contiguous and in host memory."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def dtype_code(tensor: torch.Tensor | None) -> int:
+    """Native code of the tensor's dtype; 0 (fp32) for None. TypeError for a dtype without native kernels."""
+    if tensor is None:
+        return 0
+    try:
+        return DTYPE_CODES[tensor.dtype]
+    except KeyError:
+        raise TypeError(
+            f"native kernels take float32, bfloat16 and float16, not {tensor.dtype}; convert the tensor or "
+            'use force_implementation("composite")'
+        ) from None
+
+
+def isa() -> str:
+    """Name of the instruction set in use: "portable", "avx2", "avx512" or "avx512_bf16"."""
+    return _native.isa()
+
+
+def best_isa() -> str:
+    """Name of the best instruction set of this CPU."""
+    return _native.best_isa()
+
+
+def force_isa(name: str) -> None:
+    """Forces an instruction set ("auto" for the best); ValueError if unknown or not available on this CPU.
+
+    The environment variable MINDSPEED_MS_ISA sets the same at start.
+    """
+    _native.force_isa(name)

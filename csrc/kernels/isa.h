@@ -1,0 +1,22 @@
+#pragma once
+#include <cstdint>
+#include <string>
+
+// Instruction sets: one source per kernel is compiled for each level (foreach_isa.h), chosen at run time.
+namespace mindspeed_ms::kernels {
+
+enum class Isa : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+
+// The level in use: the best of this CPU, or the one forced by MINDSPEED_MS_ISA / force_isa.
+Isa current_isa();
+// The best level of this CPU.
+Isa best_isa();
+// "portable", "avx2", "avx512", "avx512_bf16" or "auto"; throws std::invalid_argument for an unknown name or
+// a level that this CPU lacks.
+void force_isa(const std::string& name);
+std::string isa_name(Isa isa);
+
+// True when AVX512-BF16 dot products (vdpbf16ps) may be used: the CPU has them and no lower level is forced.
+inline bool has_bf16_dot() { return current_isa() == Isa::kAvx512Bf16; }
+
+}  // namespace mindspeed_ms::kernels

@@ -1,0 +1,387 @@
+// Vectors of floats for one instruction set; included by foreach_isa.h inside that set's namespace.
+// GCC vector types carry the arithmetic; intrinsics appear only where GCC has no generic form.
+
+#if MSK_AVX512
+inline constexpr int kW = 16;
+#elif MSK_AVX2
+inline constexpr int kW = 8;
+#else
+inline constexpr int kW = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(kW * 4)));
+typedef float vf_u __attribute__((vector_size(kW * 4), aligned(4), may_alias));
+typedef std::int32_t vi __attribute__((vector_size(kW * 4)));
+typedef std::uint32_t vu __attribute__((vector_size(kW * 4)));
+typedef std::uint16_t vh __attribute__((vector_size(kW * 2)));
+typedef std::uint16_t vh_u __attribute__((vector_size(kW * 2), aligned(2), may_alias));
+
+// How many lanes an access covers: all, or the first n (the rest reads as 0 and is not written).
+struct Full {};
+struct Part {
+  int n;
+};
+
+MSK_INLINE int lanes(Full) { return kW; }
+MSK_INLINE int lanes(Part part) { return part.n; }
+
+// f(i, Full) for whole vectors of [0, n), then f(i, Part) for the rest.
+template <class F>
+MSK_INLINE void each_vector(std::int64_t n, F&& f) {
+  std::int64_t i = 0;
+  for (; i + kW <= n; i += kW) f(i, Full{});
+  if (i < n) f(i, Part{static_cast<int>(n - i)});
+}
+
+MSK_INLINE vf splat(float x) { return vf{} + x; }
+MSK_INLINE vi splat_i(std::int32_t x) { return vi{} + x; }
+MSK_INLINE vi bits(vf x) { return (vi)x; }
+MSK_INLINE vf from_bits(vi x) { return (vf)x; }
+
+MSK_INLINE vf fma(vf a, vf b, vf c) {
+#if MSK_AVX512
+  return _mm512_fmadd_ps(a, b, c);
+#elif MSK_AVX2
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+MSK_INLINE vf abs(vf x) { return from_bits(bits(x) & 0x7fffffff); }
+MSK_INLINE vf copysign(vf magnitude, vf sign) {
+  return from_bits((bits(magnitude) & 0x7fffffff) | (bits(sign) & static_cast<std::int32_t>(0x80000000)));
+}
+// A NaN in `x` stays; `bound` must not be NaN.
+MSK_INLINE vf at_least(vf x, vf bound) { return x < bound ? bound : x; }
+MSK_INLINE vf at_most(vf x, vf bound) { return x > bound ? bound : x; }
+
+MSK_INLINE vf round_even(vf x) {
+#if MSK_AVX512
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif MSK_AVX2
+  return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  // Adding 1.5 * 2^23 leaves no fraction bits; valid for |x| < 2^22, which all callers guarantee.
+  const vf magic = splat(12582912.0f);
+  return (x + magic) - magic;
+#endif
+}
+
+MSK_INLINE vf sqrt(vf x) {
+#if MSK_AVX512
+  return _mm512_sqrt_ps(x);
+#elif MSK_AVX2
+  return _mm256_sqrt_ps(x);
+#else
+  vf y;
+  for (int i = 0; i < kW; ++i) y[i] = std::sqrt(x[i]);
+  return y;
+#endif
+}
+
+// ---- loads and stores: fp32, bf16, fp16 in memory, always fp32 in registers -----------------------------
+
+MSK_INLINE vf widen_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+
+// Round to nearest even; NaN becomes the quiet NaN 0x7fc0, like torch's conversion.
+MSK_INLINE vh narrow_bf16(vf x) {
+  const vu u = (vu)x;
+  const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const vu nan = vu{} + 0x7fc0u;
+  return __builtin_convertvector((x != x) ? nan : rounded, vh);
+}
+
+MSK_INLINE vf widen_f16(vh h) {
+#if MSK_AVX512
+  return _mm512_maskz_cvtph_ps(0xffff, (__m256i)h);
+#elif MSK_AVX2
+  return _mm256_cvtph_ps((__m128i)h);
+#else
+  vf y;
+  for (int i = 0; i < kW; ++i)
+    y[i] = static_cast<float>(std::bit_cast<_Float16>(static_cast<std::uint16_t>(h[i])));
+  return y;
+#endif
+}
+
+MSK_INLINE vh narrow_f16(vf x) {
+#if MSK_AVX512
+  return (vh)_mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif MSK_AVX2
+  return (vh)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  vh y;
+  for (int i = 0; i < kW; ++i) y[i] = std::bit_cast<std::uint16_t>(static_cast<_Float16>(x[i]));
+  return y;
+#endif
+}
+
+MSK_INLINE vh load_half(const void* p, Full) { return *static_cast<const vh_u*>(p); }
+MSK_INLINE vh load_half(const void* p, Part part) {
+#if MSK_AVX512
+  return (vh)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << part.n) - 1), p);
+#else
+  vh y{};
+  std::memcpy(&y, p, static_cast<std::size_t>(part.n) * 2);
+  return y;
+#endif
+}
+MSK_INLINE void store_half(void* p, vh y, Full) { *static_cast<vh_u*>(p) = y; }
+MSK_INLINE void store_half(void* p, vh y, Part part) {
+#if MSK_AVX512
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << part.n) - 1), (__m256i)y);
+#else
+  std::memcpy(p, &y, static_cast<std::size_t>(part.n) * 2);
+#endif
+}
+
+MSK_INLINE vf load(const float* p, Full) { return *reinterpret_cast<const vf_u*>(p); }
+MSK_INLINE vf load(const float* p, Part part) {
+#if MSK_AVX512
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << part.n) - 1), p);
+#else
+  vf y{};
+  std::memcpy(&y, p, static_cast<std::size_t>(part.n) * 4);
+  return y;
+#endif
+}
+MSK_INLINE void store(float* p, vf x, Full) { *reinterpret_cast<vf_u*>(p) = x; }
+MSK_INLINE void store(float* p, vf x, Part part) {
+#if MSK_AVX512
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << part.n) - 1), x);
+#else
+  std::memcpy(p, &x, static_cast<std::size_t>(part.n) * 4);
+#endif
+}
+
+template <class Lanes>
+MSK_INLINE vf load(const bf16* p, Lanes n) {
+  return widen_bf16(load_half(p, n));
+}
+template <class Lanes>
+MSK_INLINE void store(bf16* p, vf x, Lanes n) {
+  store_half(p, narrow_bf16(x), n);
+}
+template <class Lanes>
+MSK_INLINE vf load(const f16* p, Lanes n) {
+  return widen_f16(load_half(p, n));
+}
+template <class Lanes>
+MSK_INLINE void store(f16* p, vf x, Lanes n) {
+  store_half(p, narrow_f16(x), n);
+}
+
+// A single element.
+template <class T>
+MSK_INLINE float load1(const T* p) {
+  if constexpr (std::is_same_v<T, float>) {
+    return *p;
+  } else {
+    return load(p, Part{1})[0];
+  }
+}
+template <class T>
+MSK_INLINE void store1(T* p, float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    *p = x;
+  } else {
+    store(p, splat(x), Part{1});
+  }
+}
+
+// Store that bypasses the cache where the address allows it; finish a task with stream_fence().
+template <class T>
+MSK_INLINE void stream(T* p, vf x, Full full) {
+#if MSK_AVX512
+  if constexpr (std::is_same_v<T, float>) {
+    if ((reinterpret_cast<std::uintptr_t>(p) & 63) == 0) return _mm512_stream_ps(p, x);
+  } else if ((reinterpret_cast<std::uintptr_t>(p) & 31) == 0) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)narrow_bf16(x));
+    } else {
+      return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)narrow_f16(x));
+    }
+  }
+#elif MSK_AVX2
+  if constexpr (std::is_same_v<T, float>) {
+    if ((reinterpret_cast<std::uintptr_t>(p) & 31) == 0) return _mm256_stream_ps(p, x);
+  } else if ((reinterpret_cast<std::uintptr_t>(p) & 15) == 0) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      return _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)narrow_bf16(x));
+    } else {
+      return _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)narrow_f16(x));
+    }
+  }
+#endif
+  store(p, x, full);
+}
+template <class T>
+MSK_INLINE void stream(T* p, vf x, Part part) {
+  store(p, x, part);
+}
+MSK_INLINE void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// Either kind of store, for outputs that should_stream() judged.
+template <class T, class Lanes>
+MSK_INLINE void put(T* p, vf x, Lanes n, bool past_cache) {
+  if (past_cache) {
+    stream(p, x, n);
+  } else {
+    store(p, x, n);
+  }
+}
+
+// ---- reductions within a vector -------------------------------------------------------------------------
+
+MSK_INLINE float hsum(vf x) {
+  float part[kW];
+  std::memcpy(part, &x, sizeof(part));
+  for (int half = kW / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) part[i] += part[i + half];
+  }
+  return part[0];
+}
+
+// Largest lane; a NaN in any lane gives NaN.
+MSK_INLINE float hmax(vf x) {
+  float best = x[0];
+  for (int i = 1; i < kW; ++i) best = (x[i] > best || x[i] != x[i]) ? x[i] : best;
+  return best;
+}
+
+// Elementwise maximum; NaN in either argument gives NaN.
+MSK_INLINE vf max_nan(vf a, vf b) { return (a > b) | (a != a) ? a : b; }
+
+// Lanes beyond n replaced by `fill`.
+MSK_INLINE vf fill_rest(vf x, float, Full) { return x; }
+MSK_INLINE vf fill_rest(vf x, float fill, Part part) {
+  vi index;
+  for (int i = 0; i < kW; ++i) index[i] = i;
+  return index < part.n ? x : splat(fill);
+}
+
+// ---- elementary functions -------------------------------------------------------------------------------
+
+// 2^n for the exponent range that exp needs, in two factors so that denormal results round once.
+MSK_INLINE vf scale_2n(vf x, vf n) {
+#if MSK_AVX512
+  return _mm512_scalef_ps(x, n);
+#else
+  const vi whole = __builtin_convertvector(n, vi);
+  const vi half = whole >> 1;
+  return x * from_bits((half + 127) << 23) * from_bits((whole - half + 127) << 23);
+#endif
+}
+
+// exp(x); about 1 ulp, overflow to inf, gradual underflow, NaN kept. Cody-Waite reduction to |r| <= ln2/2 and
+// the Taylor polynomial of degree 7 (remainder below 2^-27).
+MSK_INLINE vf exp(vf x) {
+  x = at_most(at_least(x, splat(-104.0f)), splat(89.0f));
+  const vf n = round_even(x * 1.44269504088896341f);
+  vf r = fma(n, splat(-0.693145751953125f), x);
+  r = fma(n, splat(-1.42860682030941723212e-6f), r);
+  vf p = splat(1.0f / 5040.0f);
+  p = fma(p, r, splat(1.0f / 720.0f));
+  p = fma(p, r, splat(1.0f / 120.0f));
+  p = fma(p, r, splat(1.0f / 24.0f));
+  p = fma(p, r, splat(1.0f / 6.0f));
+  p = fma(p, r, splat(0.5f));
+  p = fma(p, r * r, r);
+  return scale_2n(p + 1.0f, n);
+}
+
+// 1 / (1 + exp(-x)); keeps its relative precision for very negative x.
+MSK_INLINE vf sigmoid(vf x) {
+  const vf e = exp(-abs(x));
+  const vf numerator = x < 0.0f ? e : splat(1.0f);
+  return numerator / (1.0f + e);
+}
+
+// tanh(x): odd polynomial below 0.625 (Cephes), 1 - 2 / (exp(2|x|) + 1) above.
+MSK_INLINE vf tanh(vf x) {
+  const vf a = abs(x);
+  const vf s = x * x;
+  vf p = splat(-5.70498872745e-3f);
+  p = fma(p, s, splat(2.06390887954e-2f));
+  p = fma(p, s, splat(-5.37397155531e-2f));
+  p = fma(p, s, splat(1.33314422036e-1f));
+  p = fma(p, s, splat(-3.33332819422e-1f));
+  p = fma(p * s, x, x);
+  const vf big = 1.0f - 2.0f / (exp(a + a) + 1.0f);
+  return a < 0.625f ? p : copysign(big, x);
+}
+
+// Exponent of the complementary error function: erfc(t) = exp(log_erfc(t)) for t > 0.92.
+MSK_INLINE vf log_erfc(vf t, vf s) {
+  vf r = fma(splat(-1.72853470e-5f), t, splat(3.83197126e-4f));
+  const vf u = fma(splat(-3.88396438e-3f), t, splat(2.42546219e-2f));
+  r = fma(r, s, u);
+  r = fma(r, t, splat(-1.06777877e-1f));
+  r = fma(r, t, splat(-6.34846687e-1f));
+  r = fma(r, t, splat(-1.28717512e-1f));
+  return fma(r, t, -t);
+}
+
+// erf on |x| <= 0.93.
+MSK_INLINE vf erf_small(vf x, vf s) {
+  vf r = splat(-5.96761703e-4f);
+  r = fma(r, s, splat(4.99119423e-3f));
+  r = fma(r, s, splat(-2.67681349e-2f));
+  r = fma(r, s, splat(1.12819925e-1f));
+  r = fma(r, s, splat(-3.76125336e-1f));
+  r = fma(r, s, splat(1.28379166e-1f));
+  return fma(r, x, x);
+}
+
+// erf(x), about 1 ulp.
+MSK_INLINE vf erf(vf x) {
+  const vf t = abs(x);
+  // erf is 1 in fp32 from 3.92 on; the bound keeps the polynomial finite.
+  const vf b = at_most(t, splat(4.2f));
+  const vf big = 1.0f - exp(log_erfc(b, b * b));
+  return t > 0.927734375f ? copysign(big, x) : erf_small(x, x * x);
+}
+
+// Standard normal distribution function 0.5 * (1 + erf(x / sqrt 2)), without cancellation for negative x.
+MSK_INLINE vf normal_cdf(vf x) {
+  const vf z = x * 0.70710678118654752f;
+  const vf t = abs(z);
+  const vf b = at_most(t, splat(13.5f));
+  const vf tail = 0.5f * exp(log_erfc(b, b * b));
+  const vf far = z < 0.0f ? tail : 1.0f - tail;
+  const vf near = fma(splat(0.5f), erf_small(z, z * z), splat(0.5f));
+  return t > 0.927734375f ? far : near;
+}
+
+// f(T{}) with the storage type that `dtype` names.
+template <class F>
+MSK_INLINE void visit(int dtype, F&& f) {
+  switch (dtype) {
+    case kF32:
+      f(float{});
+      return;
+    case kBF16:
+      f(bf16{});
+      return;
+    case kF16:
+      f(f16{});
+      return;
+  }
+  throw std::invalid_argument("native kernels take float32, bfloat16 and float16 only (got dtype code " +
+                              std::to_string(dtype) + ")");
+}
+
+// f(std::true_type / std::false_type): turns a run-time flag into a compile-time one.
+template <class F>
+MSK_INLINE void choose(bool flag, F&& f) {
+  if (flag) {
+    f(std::true_type{});
+  } else {
+    f(std::false_type{});
+  }
+}
