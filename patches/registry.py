@@ -27,6 +27,7 @@ from types import ModuleType
 from typing import Any
 
 import wrapt
+from mindspeed_ms.patches import stand_ins
 from mindspeed_ms.patches.signatures import mismatch
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -410,10 +411,12 @@ def load() -> Registry:
 
 
 def arm() -> None:
-    """Arm every declared patch: ``import mindspeed_ms.patch`` calls it. Imports nothing of Megatron."""
+    """Arm every declared patch and stand-in: ``import mindspeed_ms.patch`` calls it."""
     load().arm()
+    stand_ins.arm()
 
 
 def disarm() -> None:
-    """Take every patch back."""
+    """Take every patch back, and lend no stand-ins any more."""
     default.disarm()
+    stand_ins.disarm()

@@ -1,0 +1,48 @@
+"""Transformer layers: choices that assume Apex, Transformer Engine or CUDA extensions are there."""
+
+import copy
+from typing import Any
+
+import torch
+from mindspeed_ms.patches import stand_ins
+from mindspeed_ms.patches.registry import around, replace
+
+TRITON = ("triton", "triton.language")
+REASON = "it defines triton kernels that training does not launch"
+for borrower in (
+    "megatron.core.transformer.custom_layers.batch_invariant_kernels",
+    "megatron.core.inference.contexts.attention_context.triton.tensor_ops",
+):
+    stand_ins.lend(stand_ins.StandIn(TRITON, borrower, REASON))
+
+
+@around(
+    "megatron.core.transformer.torch_norm:WrappedTorchNorm.__new__",
+    reason="it refuses persist_layer_norm (a choice of CUDA kernel, on by default) and sequence parallelism",
+)
+def torch_norm(
+    original: Any,
+    cls: type,
+    config: Any,
+    hidden_size: int,
+    eps: float = 1e-5,
+    persist_layer_norm: bool = False,
+    zero_centered_gamma: bool = False,
+    normalization: str = "LayerNorm",
+) -> torch.nn.Module:
+    """Torch's norm, its parameters marked as Megatron's are if sequence parallelism splits the input."""
+    plain = copy.copy(config)
+    plain.persist_layer_norm = plain.sequence_parallel = False
+    norm = original(cls, plain, hidden_size, eps)
+    for parameter in norm.parameters():
+        parameter.sequence_parallel = config.sequence_parallel
+    return norm
+
+
+@replace(
+    "megatron.core.fusions.fused_softmax:FusedScaleMaskSoftmax.is_kernel_available",
+    reason="the CUDA extension scaled_masked_softmax_cuda cannot exist here",
+)
+def is_kernel_available(self: Any, mask: Any, b: int, np: int, sq: int, sk: int) -> bool:
+    """Send every softmax to forward_torch_softmax."""
+    return False

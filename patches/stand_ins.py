@@ -1,0 +1,162 @@
+"""Stand-ins: a GPU-only package that Megatron imports unguarded, lent to that one Megatron module.
+
+``import triton`` at the top of a Megatron file stops a machine without CUDA even if none of its kernels is
+ever launched. The stand-in exists in ``sys.modules`` only while the named Megatron module executes, so
+nothing else (torch's own triton checks, other libraries) is told that the package is there. What the module
+took from it raises ModuleNotFoundError when used later. If the real package is installed, nothing is done.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """``packages`` (a package and the submodules imported with it) lent to the Megatron module ``borrower``.
+
+    ``build`` returns the module to lend; without it, an empty shell is lent whose names can be imported and
+    used as decorators, but not called afterwards. ``reason``: one sentence.
+    """
+
+    packages: tuple[str, ...]
+    borrower: str
+    reason: str
+    build: Callable[[], ModuleType] | None = None
+
+
+class Absent:
+    """A name of a package that is not installed: usable in definitions, an error when called afterwards."""
+
+    def __init__(self, package: Shell, name: str) -> None:
+        self._package, self._name = package, name
+
+    def __getattr__(self, name: str) -> Absent:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Absent(self._package, f"{self._name}.{name}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Absent:
+        self._package.check_open(self._name)
+        # As a decorator (``@triton.jit``) the result stands for the kernel and bears its name.
+        kernel = args[0].__name__ if len(args) == 1 and hasattr(args[0], "__name__") else self._name
+        return Absent(self._package, kernel)
+
+    def __getitem__(self, grid: Any) -> Absent:
+        self._package.check_open(self._name)
+        return self
+
+
+class Shell(ModuleType):
+    """The module lent when there is nothing to put behind the names of ``package``."""
+
+    def __init__(self, package: str, borrower: str) -> None:
+        super().__init__(package)
+        self.__path__: list[str] = []
+        self._borrower, self._open = borrower, True
+
+    def __getattr__(self, name: str) -> Absent:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Absent(self, name)
+
+    def check_open(self, name: str) -> None:
+        """Raise ModuleNotFoundError once the borrowing module has been imported."""
+        if not self._open:
+            package = self.__name__.partition(".")[0]
+            raise ModuleNotFoundError(
+                f"{self._borrower} needs {package} for {name}, and {package} is not installed: "
+                "choose the Megatron option that does not use this GPU kernel",
+                name=package,
+            )
+
+    def close(self) -> None:
+        """From now on using any name taken from here is an error."""
+        self._open = False
+
+
+class _Lender(importlib.abc.MetaPathFinder):
+    """Finds the borrowing Megatron modules, and lends while they execute."""
+
+    def __init__(self) -> None:
+        self.stand_ins: list[StandIn] = []
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        lent = [s for s in self.stand_ins if fullname == s.borrower and not _is_installed(s.packages[0])]
+        if not lent:
+            return None
+        for finder in sys.meta_path:
+            spec = finder.find_spec(fullname, path, target) if finder is not self else None
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _LendingLoader(spec.loader, lent)
+                return spec
+        return None
+
+
+class _LendingLoader(importlib.abc.Loader):
+    def __init__(self, inner: importlib.abc.Loader, stand_ins: list[StandIn]) -> None:
+        self._inner, self._stand_ins = inner, stand_ins
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._inner.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # inspect and linecache read sources through the module's loader: it is the real one again.
+        module.__spec__.loader = module.__loader__ = self._inner
+        lent: dict[str, ModuleType] = {}
+        for stand_in in self._stand_ins:
+            for name in stand_in.packages:
+                lent[name] = stand_in.build() if stand_in.build else Shell(name, module.__name__)
+        sys.modules.update(lent)
+        try:
+            self._inner.exec_module(module)
+        finally:
+            for name, shell in lent.items():
+                sys.modules.pop(name, None)
+                if isinstance(shell, Shell):
+                    shell.close()
+
+
+def _is_installed(package: str) -> bool:
+    if package in sys.modules:
+        return True
+    with suppress(ValueError):  # a module without a spec
+        return importlib.util.find_spec(package) is not None
+    return False
+
+
+_lender = _Lender()
+
+
+def lend(stand_in: StandIn) -> None:
+    """Declare a stand-in; declared twice it counts once."""
+    if stand_in not in _lender.stand_ins:
+        _lender.stand_ins.append(stand_in)
+
+
+def declared() -> tuple[StandIn, ...]:
+    """Every declared stand-in."""
+    return tuple(_lender.stand_ins)
+
+
+def arm() -> None:
+    """Start lending; calling it again changes nothing."""
+    if _lender not in sys.meta_path:
+        sys.meta_path.insert(0, _lender)
+
+
+def disarm() -> None:
+    """Stop lending to modules that are imported from now on."""
+    if _lender in sys.meta_path:
+        sys.meta_path.remove(_lender)

@@ -1,0 +1,15 @@
+"""Fixtures that several test folders share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def megatron_lm_path() -> Path:
+    """A Megatron-LM checkout, named by MEGATRON_LM_PATH; the test is skipped without one."""
+    path = os.environ.get("MEGATRON_LM_PATH")
+    if not path:
+        pytest.skip("needs a Megatron-LM checkout: set MEGATRON_LM_PATH")
+    return Path(path)
