@@ -66,5 +66,9 @@ setup(
         "recipe": ["tokenizers", "matplotlib", "tensorboard"],
         "test": ["pytest", "pytest-timeout", "expecttest"],
     },
-    entry_points={"console_scripts": ["mindspeed-ms = mindspeed_ms.cli:main"]},
+    entry_points={
+        "console_scripts": ["mindspeed-ms = mindspeed_ms.cli:main"],
+        # torch calls it at `import torch`; it acts only if MINDSPEED_MS_AUTOLOAD=1
+        "torch.backends": ["mindspeed_ms = mindspeed_ms.autoload:start"],
+    },
 )

@@ -1,0 +1,112 @@
+"""The command ``mindspeed-ms``: run a script, examine the installation, report on a run, list the patches."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from mindspeed_ms import __version__, run
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without a usage block around it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help shows more)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="mindspeed-ms", description="Stock Megatron-LM scripts on MindSpore.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    add = commands.add_parser("run", help="run a script with the bridge on, none of its lines edited")
+    run.add_arguments(add)
+    add.set_defaults(do=run.execute)
+
+    add = commands.add_parser("doctor", help="examine the installation and say what to do")
+    add.set_defaults(do=_doctor)
+
+    add = commands.add_parser("coverage", help="report of a run: calls and time per operator and route")
+    add.add_argument(
+        "file", nargs="?", help="what `run --coverage FILE` wrote; default $MINDSPEED_MS_COVERAGE"
+    )
+    add.add_argument("--all", action="store_true", help="every row, not only the 30 that took longest")
+    add.set_defaults(do=_coverage)
+
+    add = commands.add_parser("patches", help="each patch of Megatron: target, state, why")
+    add.add_argument("--megatron-lm-path", metavar="DIR", help="a Megatron-LM checkout to patch instead")
+    add.set_defaults(do=_patches)
+    return parser
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from mindspeed_ms import doctor
+
+    return doctor.main()
+
+
+def _coverage(options: argparse.Namespace) -> int:
+    from mindspeed_ms import coverage
+
+    name = options.file or os.environ.get(coverage.VARIABLE)
+    if not name:
+        return _fail(
+            "coverage", f"name the file that `run --coverage FILE` wrote, or set {coverage.VARIABLE}"
+        )
+    try:
+        report = coverage.read(Path(name))
+    except (OSError, ValueError) as error:
+        return _fail("coverage", str(error))
+    print(coverage.render(report, top=len(report["rows"]) if options.all else 30))
+    return 0
+
+
+def _patches(options: argparse.Namespace) -> int:
+    """Import every module that is patched, then show what became of each patch; 1 if one did not fit."""
+    from mindspeed_ms import versions
+    from mindspeed_ms.patches import registry, stand_ins
+
+    checkout = options.megatron_lm_path
+    if checkout:
+        if not Path(checkout, "megatron/core").is_dir():
+            return _fail("patches", f"{checkout} is no Megatron-LM checkout: it has no folder megatron/core")
+        sys.path.insert(0, checkout)
+    if versions.megatron_tree() is None:
+        return _fail("patches", "megatron-core is not installed: pip install it, or name a checkout")
+    registry.arm()
+    declared = registry.load()
+    not_there = []
+    for module in sorted({record.patch.module for record in declared.records()}):
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            not_there.append(f"{module} cannot be imported here: {error}")
+    print(f"Megatron-Core {registry.megatron_version()} in {versions.megatron_tree()}\n")
+    print(declared.table())
+    print()
+    for stand_in in stand_ins.declared():
+        print(f"{stand_in.packages[0]} is lent to {stand_in.borrower}: {stand_in.reason}")
+    print("\n".join(not_there))
+    wrong = (registry.State.MISSING, registry.State.REFUSED)
+    return 1 if any(record.state in wrong for record in declared.records()) else 0
+
+
+def _fail(command: str, sentence: str) -> int:
+    print(f"mindspeed-ms {command}: {sentence}", file=sys.stderr)
+    return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``mindspeed-ms``; returns the exit status."""
+    options = _parser().parse_args(argv)
+    return options.do(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""``mindspeed-ms doctor``: is everything here that training needs, and if not, what to do."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from mindspeed_ms import versions
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; ``advice`` is empty when all is well."""
+
+    what: str
+    value: str
+    advice: str = ""
+
+
+def _versions() -> Iterator[Finding]:
+    for check in versions.examine():
+        yield Finding(
+            check.name, f"{check.found or 'not installed'} (accepted: {check.accepted})", check.problem
+        )
+
+
+def _patch_targets() -> Iterator[Finding]:
+    from mindspeed_ms.patches import registry, verify
+
+    tree = versions.megatron_tree()
+    if tree is None:
+        return
+    yield Finding("Megatron", str(tree))
+    patches = [record.patch for record in registry.load().records()]
+    wrong = verify.verify(tree, patches)
+    advice = "; ".join(map(str, wrong))
+    yield Finding("patch targets", f"{len(patches) - len(wrong)} of {len(patches)} fit", advice)
+
+
+def _extensions() -> Iterator[Finding]:
+    import torch  # noqa: F401  (the runtime extension needs its libraries loaded)
+
+    for name in ("_runtime", "_native"):
+        try:
+            module = importlib.import_module(f"mindspeed_ms.{name}")
+        except ImportError as error:
+            advice = (
+                f"build it again: pip install --force-reinstall --no-deps . in the source folder ({error})"
+            )
+            yield Finding(f"extension {name}", "cannot be loaded", advice)
+        else:
+            yield Finding(f"extension {name}", os.path.basename(module.__file__ or ""))
+
+
+def _threads() -> Iterator[Finding]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = torch.get_num_threads()
+    policy = os.environ.get("OMP_WAIT_POLICY", "not set")
+    value = f"{threads} of torch on {cores} cores, {ranks} rank(s), OMP_WAIT_POLICY {policy}"
+    best = max(1, cores // ranks)
+    advice = f"set OMP_NUM_THREADS={best}: there are fewer cores than threads" if threads > best else ""
+    yield Finding("threads", value, advice)
+
+
+def _shared_memory() -> Iterator[Finding]:
+    use = "ranks of one host exchange tensors there"
+    try:
+        disk = os.statvfs("/dev/shm")
+    except OSError:
+        yield Finding("shared memory", "no /dev/shm", f"mount a tmpfs at /dev/shm: {use}")
+        return
+    free = disk.f_bavail * disk.f_frsize / 2**20
+    advice = "" if free >= 256 else f"enlarge /dev/shm (in Docker: --shm-size=2g): {use}"
+    yield Finding("shared memory", f"{free:.0f} MiB free in /dev/shm", advice)
+
+
+def _device() -> Iterator[Finding]:
+    import mindspeed_ms.patch  # noqa: F401
+    import torch
+    from mindspeed_ms.ops import coverage
+
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(96, 96, generator=generator) for _ in range(2))
+    coverage.reset()
+    product = (a.to("npu") @ b.to("npu")).cpu()
+    routes = {row["route"] for row in coverage.snapshot() if row["op"].startswith("aten::mm")}
+    error = (product.double() - a.double() @ b.double()).abs().max().item()
+
+    import mindspore
+
+    yield Finding("target", mindspore.get_context("device_target"))
+    value = f"error {error:.1e} against float64, route {', '.join(sorted(routes)) or 'not counted'}"
+    advice = ""
+    if not error < 1e-4:  # 96 products of order one, rounded to 2**-24 each, are good to a few 1e-6
+        advice = "the result is wrong: reinstall mindspore"
+    elif routes != {"mindspore"}:
+        now = os.environ.get("MINDSPEED_MS_ROUTE", "not set")
+        advice = f"it did not run on MindSpore: set MINDSPEED_MS_ROUTE to auto or strict (it is {now})"
+    yield Finding("96x96 matmul on npu", value, advice)
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    *(_versions, _patch_targets, _extensions, _threads, _shared_memory, _device),
+)
+
+
+def examine() -> Iterator[Finding]:
+    """Every finding in turn. A check that cannot run is a finding itself, with the error as its advice."""
+    for check in CHECKS:
+        try:
+            yield from check()
+        except Exception as error:
+            # Whatever a broken installation raises is the very thing to report, and the next check must run.
+            name = check.__name__.strip("_").replace("_", " ")
+            yield Finding(name, "failed", f"{type(error).__name__}: {error}")
+
+
+def main() -> int:
+    """Print the report; 1 if something is off, else 0."""
+    off = 0
+    for finding in examine():
+        off += bool(finding.advice)
+        print(f"{'OFF' if finding.advice else 'ok':<4}{finding.what:<22}{finding.value}", flush=True)
+        if finding.advice:
+            print(f"{'':<26}-> {finding.advice}", flush=True)
+    print(f"{off} thing(s) to mend" if off else "all is well")
+    return 1 if off else 0

@@ -1,0 +1,63 @@
+"""The command ``mindspeed-ms``, in processes of its own."""
+
+import json
+
+import pytest
+from processes import cli, one_line
+
+
+def test_wrong_command_is_one_sentence():
+    said = one_line(cli("tarin"), 2)
+    assert "invalid choice: 'tarin'" in said
+    assert "doctor" in said
+
+
+def test_missing_script_is_one_sentence(tmp_path):
+    assert "does not exist" in one_line(cli("run", "no_such.py", "--lr", "1"), 2)
+    assert "is a folder" in one_line(cli("run", str(tmp_path)), 2)
+
+
+REPORT = {
+    "rows": [
+        {"op": "aten::mm", "dtype": "Float", "route": "mindspore", "calls": 10, "seconds": 6.0},
+        {"op": "kernel::norm", "dtype": "Float", "route": "csrc", "calls": 4, "seconds": 2.5},
+        {"op": "aten::sort", "dtype": "Long", "route": "host", "calls": 3, "seconds": 1.5},
+    ],
+    "wall_seconds": 20.0,
+    "versions": {"torch": "2.13.0"},
+}
+
+
+def test_coverage_of_a_known_report(tmp_path):
+    path = tmp_path / "coverage.json"
+    path.write_text(json.dumps(REPORT))
+    for done in (cli("coverage", str(path)), cli("coverage", MINDSPEED_MS_COVERAGE=str(path))):
+        assert done.returncode == 0, done.stderr
+        assert "operator time on MindSpore + csrc: 85.0%" in done.stdout
+        assert "left on other routes: aten::sort (Long) 15.0%" in done.stdout
+        assert "in operators 50.0%" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": [{"op": 1}]}', '{"rows": 3}'])
+def test_coverage_of_something_else_is_one_sentence(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    assert "is not a coverage report" in one_line(cli("coverage", str(path)), 2)
+
+
+def test_coverage_without_a_file_is_one_sentence(tmp_path):
+    assert "does not exist" in one_line(cli("coverage", str(tmp_path / "none.json")), 2)
+    assert "MINDSPEED_MS_COVERAGE" in one_line(cli("coverage"), 2)
+
+
+def test_patches_lists_each_target_with_its_state():
+    done = cli("patches")
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("megatron.core.jit:jit_fuser"))
+    assert "applied" in row
+    assert "torch.compile" in row
+    assert "triton is lent to" in done.stdout
+
+
+def test_patches_of_a_folder_that_is_no_checkout(tmp_path):
+    assert "is no Megatron-LM checkout" in one_line(cli("patches", "--megatron-lm-path", str(tmp_path)), 2)
