@@ -15,15 +15,19 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.machinery
+import logging
 import os
 import runpy
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # The reference runs every operator eagerly: compiled code would fuse, and so round, in its own way.
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
+# An installed mindspeed_ms is a device backend that torch would load by itself.
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 import torch
 import torch._dynamo  # torch.optim imports it: its table of torch's functions must be made from the real ones
@@ -316,7 +320,7 @@ def alias_megatron() -> None:
 
 def install() -> None:
     """Everything above, and an empty `mindspeed_ms.patch`. To be called before Megatron is imported."""
-    if "megatron.core" in sys.modules or "mindspeed_ms" in sys.modules:
+    if "megatron.core" in sys.modules or "mindspeed_ms.patch" in sys.modules:
         raise ImportError("plain_torch must be installed before Megatron and mindspeed_ms are imported")
     alias_tensors()
     alias_cuda_module()
@@ -324,10 +328,10 @@ def install() -> None:
     stand_in_for_triton()
     stand_in_for_wgrad_extension()
     alias_megatron()
-    package = types.ModuleType("mindspeed_ms")
-    package.__path__ = []
-    package.patch = types.ModuleType("mindspeed_ms.patch")
-    sys.modules |= {"mindspeed_ms": package, "mindspeed_ms.patch": package.patch}
+    # Weights and dropout are drawn from the CPU's generator on purpose; Megatron warns each time they are.
+    logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
+    # On the path rather than in sys.modules: processes that Megatron spawns inherit it.
+    sys.path.insert(0, str(Path(__file__).parent / "no_device"))
 
 
 def main() -> None:
@@ -338,7 +342,7 @@ def main() -> None:
     chosen = parser.parse_args()
     install()
     sys.argv = [chosen.script, *chosen.args]
-    sys.path[0] = os.path.dirname(os.path.abspath(chosen.script))
+    sys.path.insert(0, os.path.dirname(os.path.abspath(chosen.script)))
     runpy.run_path(chosen.script, run_name="__main__")
 
 

@@ -1,0 +1,1 @@
+"""Nothing is switched on by importing this."""
