@@ -1,0 +1,62 @@
+// CUDA names land on npu inside the dispatcher: an operator asked for device "cuda" reaches the CUDA key, where
+// its Device arguments are rewritten and it is dispatched again. No Python wrapper, no cost for other calls.
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/to_native.h>
+#include <torch/library.h>
+
+#include "aten/op_info.h"
+#include "runtime/device.h"
+
+namespace mindspeed_ms {
+namespace {
+
+c10::Device to_npu(c10::Device d) { return d.is_cuda() ? c10::Device(kNpu, d.index()) : d; }
+
+void redirect(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  const auto& info = op_info(op);
+  const size_t begin = stack->size() - info.args.size();
+  bool rewritten = false;
+  for (size_t i = 0; i < info.args.size(); ++i) {
+    auto& value = (*stack)[begin + i];
+    if (info.args[i].kind != ArgKind::Device || !value.isDevice() || !value.toDevice().is_cuda()) continue;
+    value = to_npu(value.toDevice());
+    rewritten = true;
+  }
+  TORCH_CHECK(rewritten, info.name, ": a real CUDA tensor reached an operator, but mindspeed_ms redirects device "
+              "'cuda' to 'npu'; create tensors after `import mindspeed_ms.patch`.");
+  op.callBoxed(stack);
+}
+
+// `npu_tensor.to("cuda")` must be the tensor itself, not a copy, so `to` sees the rewritten device.
+at::Tensor to_layout(const at::Tensor& self, std::optional<at::ScalarType> dtype, std::optional<at::Layout> layout,
+                     std::optional<at::Device> device, std::optional<bool> pin_memory, bool non_blocking, bool copy,
+                     std::optional<at::MemoryFormat> format) {
+  if (device) device = to_npu(*device);
+  return at::native::to(self, dtype, layout, device, pin_memory, non_blocking, copy, format);
+}
+
+at::Tensor to_device(const at::Tensor& self, at::Device device, at::ScalarType dtype, bool non_blocking, bool copy,
+                     std::optional<at::MemoryFormat> format) {
+  return at::native::to(self, to_npu(device), dtype, non_blocking, copy, format);
+}
+
+void register_to(torch::Library& m) {
+  m.impl("to.dtype_layout", TORCH_FN(to_layout));
+  m.impl("to.device", TORCH_FN(to_device));
+}
+
+}  // namespace
+
+// Arms the redirection; kept apart from module load so that importing the package changes nothing for CUDA.
+void register_cuda_redirect() {
+  static auto* libraries = new std::vector<torch::Library>;
+  if (!libraries->empty()) return;
+  libraries->emplace_back(torch::Library::IMPL, "_", c10::DispatchKey::CUDA, __FILE__, __LINE__);
+  libraries->back().fallback(torch::CppFunction::makeFromBoxedFunction<&redirect>());
+  for (auto key : {c10::DispatchKey::PrivateUse1, c10::DispatchKey::AutogradPrivateUse1}) {
+    libraries->emplace_back(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);
+    register_to(libraries->back());
+  }
+}
+
+}  // namespace mindspeed_ms

@@ -1,0 +1,399 @@
+#include "aten/lowering.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/native/Resize.h>
+#include <torch/csrc/DynamicTypes.h>
+#include <torch/csrc/jit/python/pybind_utils.h>
+#include <torch/extension.h>
+#include <torch/library.h>
+
+#include <mutex>
+
+#include "aten/borrow.h"
+#include "aten/host_route.h"
+#include "aten/op_info.h"
+#include "aten/routes.h"
+#include "runtime/opaque.h"
+
+namespace py = pybind11;
+
+namespace mindspeed_ms {
+namespace {
+
+// MindSpore on CPU crashes when two threads run it at once; backward threads and the main thread take turns.
+std::recursive_mutex& mindspore_mutex() {
+  static auto* mutex = new std::recursive_mutex;
+  return *mutex;
+}
+
+// Called with the GIL held. The GIL is given up while waiting, since MindSpore itself releases and retakes it.
+class MindSporeLock {
+ public:
+  MindSporeLock() {
+    if (mindspore_mutex().try_lock()) return;
+    py::gil_scoped_release nogil;
+    mindspore_mutex().lock();
+  }
+  ~MindSporeLock() { mindspore_mutex().unlock(); }
+  MindSporeLock(const MindSporeLock&) = delete;
+};
+
+// How an overload relates to the functional operator whose kernel it uses.
+enum class Form : uint8_t { Functional, InPlace, Out };
+
+// The kernels of one functional operator and when each may be used.
+struct Lowering {
+  struct Auto {  // route "auto" by size: `below` under `numel` elements, `above` from there on
+    Route below = Route::Host, above = Route::Host;
+    int64_t numel = 0;
+  };
+
+  std::string name;
+  py::object mindspore, csrc;  // None where there is no such kernel
+  uint64_t mindspore_dtypes = 0, csrc_dtypes = 0;
+  std::array<Auto, kDtypes> automatic{};
+  size_t key_arg = 0;  // the tensor argument whose dtype decides
+  bool mixed = false;  // other tensor arguments may have other dtypes
+  OpCounters* counters = nullptr;
+
+  bool has(Route route, at::ScalarType dtype) const {
+    const uint64_t bit = uint64_t{1} << static_cast<int>(dtype);
+    return route == Route::MindSpore ? (mindspore_dtypes & bit) : route == Route::Csrc ? (csrc_dtypes & bit) : true;
+  }
+
+  Route choose(at::ScalarType dtype, int64_t numel) const {
+    if (route_mode() == RouteMode::Auto && !opaque_memory()) {
+      const auto& a = automatic[static_cast<int>(dtype)];
+      return numel < a.numel ? a.below : a.above;
+    }
+    if (has(Route::MindSpore, dtype)) return Route::MindSpore;
+    // csrc kernels take addresses, which opaque memory does not have.
+    if (has(Route::Csrc, dtype) && !opaque_memory()) return Route::Csrc;
+    return Route::Host;
+  }
+};
+
+// What the arguments of one call say about which kernels may take it.
+struct Inspection {
+  bool eligible = true;
+  at::ScalarType dtype = at::ScalarType::Undefined;
+  int64_t numel = 0;
+  c10::DeviceIndex device = 0;
+};
+
+class Kernel final : public c10::OperatorKernel {
+ public:
+  Kernel(std::shared_ptr<Lowering> lowering, Form form) : lowering_(std::move(lowering)), form_(form) {}
+
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) const {
+    if (route_mode() != RouteMode::Host) {
+      ensure_initialized();
+      const auto& info = op_info(op);
+      const auto seen = inspect(info, *stack);
+      if (seen.eligible) {
+        const Route route = lowering_->choose(seen.dtype, seen.numel);
+        if (route != Route::Host && call(op, info, *stack, route, seen)) return;
+      }
+      if (route_mode() == RouteMode::Strict) require_allowed_on_host(info.name);
+    }
+    host_route(op, keys, stack);
+  }
+
+ private:
+  static bool takes(const at::Tensor& t) {
+    return t.layout() == at::kStrided && !t.is_conj() && !t.is_neg() && t.numel() > 0;
+  }
+
+  bool takes_scalar(const c10::Scalar& s, at::ScalarType key) const {
+    if (s.isComplex()) return false;
+    return !(s.isFloatingPoint() && !at::isFloatingType(key));  // would promote the result
+  }
+
+  void see(const at::Tensor& t, Inspection& seen) const {
+    if (!t.defined()) return;
+    if (t.device().type() == kNpu) {
+      if (!takes(t)) seen.eligible = false;
+      else if (t.scalar_type() != seen.dtype && !lowering_->mixed) seen.eligible = false;
+    } else if (t.dim() == 0 && t.device().is_cpu()) {
+      if (!takes_scalar(t.item(), seen.dtype)) seen.eligible = false;
+    } else {
+      seen.eligible = false;
+    }
+  }
+
+  Inspection inspect(const OpInfo& info, const torch::jit::Stack& stack) const {
+    Inspection seen;
+    const size_t begin = stack.size() - info.args.size();
+    const at::Tensor* key = nullptr;
+    at::Tensor first;
+    const auto& value = stack[begin + lowering_->key_arg];
+    if (value.isTensor()) {
+      key = &value.toTensor();
+    } else if (value.isTensorList() && !value.toListRef().empty()) {
+      first = value.toListRef()[0].toTensor();
+      key = &first;
+    }
+    if (!key || !key->defined() || key->device().type() != kNpu) {
+      seen.eligible = false;
+      return seen;
+    }
+    seen.dtype = key->scalar_type();
+    seen.device = key->device().index();
+    for (size_t i = 0; i < info.args.size() && seen.eligible; ++i) {
+      const auto& arg = stack[begin + i];
+      const bool out = form_ == Form::Out && info.args[i].written;
+      if (arg.isTensor()) {
+        // An `out` tensor is only written: its dtype and size do not matter, its place does.
+        if (out) seen.eligible = arg.toTensor().device().type() == kNpu;
+        else see(arg.toTensor(), seen), seen.numel = std::max<int64_t>(seen.numel, arg.toTensor().numel());
+      } else if (arg.isTensorList()) {
+        for (const auto& t : arg.toListRef()) {
+          see(t.toTensor(), seen);
+          seen.numel += t.toTensor().numel();
+        }
+      } else if (arg.isOptionalTensorList()) {
+        for (const std::optional<at::Tensor>& t : arg.toOptionalTensorList())
+          if (t) see(*t, seen);
+      } else if (arg.isScalar()) {
+        if (!takes_scalar(arg.toScalar(), seen.dtype) && arg.isComplexDouble()) seen.eligible = false;
+      }
+    }
+    return seen;
+  }
+
+  // Runs the kernel; false if it declined (returned NotImplemented), with the stack untouched.
+  bool call(const c10::OperatorHandle& op, const OpInfo& info, torch::jit::Stack& stack, Route route,
+            const Inspection& seen) const {
+    py::gil_scoped_acquire gil;
+    const size_t begin = stack.size() - info.args.size();
+    size_t count = info.args.size();
+    if (form_ == Form::Out)
+      while (count && info.args[count - 1].written) --count;
+
+    Timed timed(info.counters, route, seen.dtype);
+    // Not through autograd: this is the kernel below it, and csrc kernels call torch themselves.
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    py::object result;
+    {
+      std::optional<MindSporeLock> lock;
+      if (route == Route::MindSpore) lock.emplace();
+      py::tuple args(count);
+      for (size_t i = 0; i < count; ++i) args[i] = to_python(stack[begin + i], info.args[i], route);
+      const auto& fn = route == Route::MindSpore ? lowering_->mindspore : lowering_->csrc;
+      result = py::reinterpret_steal<py::object>(PyObject_CallObject(fn.ptr(), args.ptr()));
+    }
+    if (!result) {
+      py::error_already_set cause;
+      py::raise_from(cause, PyExc_RuntimeError,
+                     (info.name + " failed on route " + route_name(route) + " (" + cause.what() + ")").c_str());
+      throw py::error_already_set();
+    }
+    if (result.ptr() == Py_NotImplemented) {
+      timed.cancel();
+      return false;
+    }
+    std::vector<at::Tensor> results;
+    std::optional<py::object> plain;
+    collect(result, seen, results, plain, stack, begin);
+    finish(op, info, stack, begin, result, std::move(results), plain);
+    return true;
+  }
+
+  static py::object to_python(const c10::IValue& value, const ArgInfo& arg, Route route) {
+    auto tensor = [&](const at::Tensor& t) -> py::object {
+      if (!t.defined()) return py::none();
+      if (t.device().type() != kNpu) return py::cast(t.item());
+      return route == Route::MindSpore ? lend_to_mindspore(t) : py::cast(t);
+    };
+    if (value.isTensor()) return tensor(value.toTensor());
+    if (value.isTensorList()) {
+      auto items = value.toListRef();
+      py::list list(items.size());
+      for (size_t i = 0; i < items.size(); ++i) list[i] = tensor(items[i].toTensor());
+      return list;
+    }
+    if (value.isOptionalTensorList()) {
+      py::list list;
+      for (const std::optional<at::Tensor>& t : value.toOptionalTensorList())
+        list.append(t ? tensor(*t) : py::none());
+      return list;
+    }
+    if (arg.kind == ArgKind::Dtype && value.isInt())
+      return py::reinterpret_borrow<py::object>(
+          reinterpret_cast<PyObject*>(torch::getTHPDtype(static_cast<at::ScalarType>(value.toInt()))));
+    return torch::jit::toPyObject(value);
+  }
+
+  // Turns what the kernel returned into npu tensors; anything else (a bool, a number) is left in `plain`.
+  void collect(py::handle result, const Inspection& seen, std::vector<at::Tensor>& results,
+               std::optional<py::object>& plain, const torch::jit::Stack& stack, size_t begin) const {
+    if (PyTuple_Check(result.ptr()) || PyList_Check(result.ptr())) {
+      for (auto item : py::reinterpret_borrow<py::sequence>(result))
+        collect(item, seen, results, plain, stack, begin);
+    } else if (result.is_none()) {
+      results.emplace_back();
+    } else if (THPVariable_Check(result.ptr())) {
+      results.push_back(THPVariable_Unpack(result.ptr()));
+    } else if (PyBool_Check(result.ptr()) || PyFloat_Check(result.ptr()) || PyLong_Check(result.ptr())) {
+      plain = py::reinterpret_borrow<py::object>(result);
+    } else {
+      auto out = adopt_from_mindspore(result, seen.device);
+      results.push_back(shares_memory(out, stack, begin) ? out.clone() : out);
+    }
+  }
+
+  // MindSpore may hand an input back (a cast to the same dtype, a reshape): torch expects fresh memory.
+  static bool shares_memory(const at::Tensor& out, const torch::jit::Stack& stack, size_t begin) {
+    if (opaque_memory()) return false;  // its flatten hook copies shared results
+    auto* p = static_cast<const char*>(out.storage().data());
+    auto inside = [&](const at::Tensor& t) {
+      if (!t.defined() || t.device().type() != kNpu) return false;
+      auto* base = static_cast<const char*>(t.storage().data());
+      return p >= base && p < base + t.storage().nbytes();
+    };
+    for (size_t i = begin; i < stack.size(); ++i) {
+      if (stack[i].isTensor() && inside(stack[i].toTensor())) return true;
+      if (stack[i].isTensorList())
+        for (const auto& t : stack[i].toListRef())
+          if (inside(t.toTensor())) return true;
+    }
+    return false;
+  }
+
+  void finish(const c10::OperatorHandle& op, const OpInfo& info, torch::jit::Stack& stack, size_t begin,
+              py::handle result, std::vector<at::Tensor> results, const std::optional<py::object>& plain) const {
+    const auto& returns = op.schema().returns();
+    if (form_ == Form::Functional) {
+      stack.erase(stack.begin() + static_cast<int64_t>(begin), stack.end());
+      if (returns.size() == 1 && returns[0].type()->kind() == c10::TypeKind::ListType) {
+        stack.emplace_back(c10::List<at::Tensor>(results));
+      } else if (plain) {
+        TORCH_INTERNAL_ASSERT(returns.size() == 1);
+        stack.push_back(torch::jit::toIValue(*plain, returns[0].real_type()));
+      } else {
+        TORCH_INTERNAL_ASSERT(returns.size() == results.size(), info.name, ": the lowering returned ", results.size(),
+                              " values, the schema has ", returns.size());
+        for (auto& r : results) stack.emplace_back(std::move(r));
+      }
+      return;
+    }
+    std::vector<at::Tensor> written;
+    for (size_t i = 0; i < info.args.size(); ++i) {
+      if (!info.args[i].written) continue;
+      auto& value = stack[begin + i];
+      if (value.isTensor()) written.push_back(value.toTensor());
+      else
+        for (const auto& t : value.toListRef()) written.push_back(t.toTensor());
+    }
+    TORCH_INTERNAL_ASSERT(written.size() == results.size(), info.name, ": the lowering returned ", results.size(),
+                          " values for ", written.size(), " written tensors");
+    for (size_t i = 0; i < written.size(); ++i) write(info, written[i], results[i]);
+    stack.erase(stack.begin() + static_cast<int64_t>(begin), stack.end());
+    if (returns.empty()) return;
+    if (returns[0].type()->kind() == c10::TypeKind::ListType) stack.emplace_back(c10::List<at::Tensor>(written));
+    else
+      for (auto& t : written) stack.emplace_back(t);
+  }
+
+  void write(const OpInfo& info, const at::Tensor& target, const at::Tensor& result) const {
+    TORCH_CHECK(at::canCast(result.scalar_type(), target.scalar_type()), "result type ", result.scalar_type(),
+                " can't be cast to the desired output type ", target.scalar_type());
+    if (form_ == Form::Out) {
+      at::native::resize_output(target, result.sizes());
+    } else {
+      TORCH_CHECK(target.sizes() == result.sizes(), "output with shape ", target.sizes(),
+                  " doesn't match the broadcast shape ", result.sizes(), " (", info.name, ")");
+    }
+    if (opaque_memory()) {
+      target.copy_(result);
+    } else {
+      // Torch owns the memory that an in-place operator writes; MindSpore's own in-place kernels lose writes.
+      host_alias(target).copy_(host_alias(result));
+    }
+  }
+
+  std::shared_ptr<Lowering> lowering_;
+  Form form_;
+};
+
+uint64_t dtype_mask(const std::vector<at::ScalarType>& dtypes) {
+  uint64_t mask = 0;
+  for (auto d : dtypes) mask |= uint64_t{1} << static_cast<int>(d);
+  return mask;
+}
+
+Route route_of(const std::string& name) {
+  for (int r = 0; r < kRoutes; ++r)
+    if (name == route_name(static_cast<Route>(r))) return static_cast<Route>(r);
+  throw py::value_error("unknown route '" + name + "': it is one of mindspore, csrc, host.");
+}
+
+std::vector<at::ScalarType> dtypes_of(const py::iterable& dtypes) {
+  std::vector<at::ScalarType> out;
+  for (auto d : dtypes) out.push_back(py::cast<at::ScalarType>(d));
+  return out;
+}
+
+// Registrations live as long as the process: the dispatcher keeps the kernels.
+torch::Library& library() {
+  static auto* lib = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+  return *lib;
+}
+
+}  // namespace
+
+void bind_lowerings(py::module_& m) {
+  py::enum_<Form>(m, "Form", "How an overload relates to the functional operator whose kernel it uses.")
+      .value("FUNCTIONAL", Form::Functional)
+      .value("IN_PLACE", Form::InPlace)
+      .value("OUT", Form::Out);
+  py::class_<Lowering, std::shared_ptr<Lowering>>(m, "Lowering")
+      .def(py::init([](std::string name, py::object mindspore, py::iterable mindspore_dtypes, py::object csrc,
+                       py::iterable csrc_dtypes, size_t key_arg, bool mixed) {
+             auto self = std::make_shared<Lowering>();
+             self->name = std::move(name);
+             self->mindspore = std::move(mindspore);
+             self->csrc = std::move(csrc);
+             self->mindspore_dtypes = dtype_mask(dtypes_of(mindspore_dtypes));
+             self->csrc_dtypes = dtype_mask(dtypes_of(csrc_dtypes));
+             self->key_arg = key_arg;
+             self->mixed = mixed;
+             return self;
+           }),
+           py::arg("name"), py::kw_only(), py::arg("mindspore"), py::arg("mindspore_dtypes"), py::arg("csrc"),
+           py::arg("csrc_dtypes"), py::arg("key_arg"), py::arg("mixed"))
+      .def(
+          "set_auto",
+          [](Lowering& self, at::ScalarType dtype, const std::string& below, const std::string& above, int64_t numel) {
+            Lowering::Auto a{route_of(below), route_of(above), numel};
+            for (Route r : {a.below, a.above})
+              if (!self.has(r, dtype))
+                throw py::value_error(self.name + " has no kernel on route " + route_name(r) + " for this dtype.");
+            self.automatic[static_cast<int>(dtype)] = a;
+          },
+          py::arg("dtype"), py::arg("below"), py::arg("above"), py::arg("numel"),
+          "Route 'auto' for `dtype`: `below` for calls whose largest tensor has fewer than `numel` elements, else "
+          "`above`.")
+      .def("auto_route",
+           [](const Lowering& self, at::ScalarType dtype, int64_t numel) {
+             const auto& a = self.automatic[static_cast<int>(dtype)];
+             return route_name(numel < a.numel ? a.below : a.above);
+           })
+      .def_readonly("name", &Lowering::name);
+  m.def(
+      "register_lowering",
+      [](const std::string& overload, std::shared_ptr<Lowering> lowering, Form form) {
+        library().impl(overload.c_str(), torch::CppFunction::makeFromBoxedFunctor(
+                                             std::make_unique<Kernel>(std::move(lowering), form)));
+      },
+      py::arg("overload"), py::arg("lowering"), py::arg("form"),
+      "Makes `lowering` the npu kernel of aten::`overload`.");
+  m.def("lock_mindspore", [] {
+    if (mindspore_mutex().try_lock()) return;
+    py::gil_scoped_release nogil;
+    mindspore_mutex().lock();
+  });
+  m.def("unlock_mindspore", [] { mindspore_mutex().unlock(); });
+}
+
+}  // namespace mindspeed_ms

@@ -1,0 +1,156 @@
+#include "runtime/memory.h"
+
+#include <c10/core/CPUAllocator.h>
+#include <pybind11/pybind11.h>
+#include <sys/mman.h>
+
+#include <array>
+#include <cstring>
+
+#include "runtime/opaque.h"
+
+namespace py = pybind11;
+
+namespace mindspeed_ms {
+namespace {
+
+std::array<MemoryStats, 64> g_stats;
+bool g_opaque = false;
+
+void delete_memory(void* ctx) { delete static_cast<Memory*>(ctx); }
+
+// Storages die on any thread, with or without the GIL, and after the interpreter has gone.
+void release(PyObject* object) {
+  if (!object || !Py_IsInitialized()) return;
+  py::gil_scoped_acquire gil;
+  Py_DECREF(object);
+}
+
+}  // namespace
+
+MemoryStats& memory_stats(c10::DeviceIndex device) { return g_stats.at(device); }
+
+void reset_peak_memory(c10::DeviceIndex device) {
+  auto& stats = memory_stats(device);
+  stats.peak = stats.allocated.load();
+}
+
+Memory::Memory(size_t nbytes, c10::DeviceIndex device) : nbytes_(nbytes), device_(device) {
+  auto& stats = memory_stats(device);
+  int64_t now = stats.allocated += static_cast<int64_t>(nbytes);
+  ++stats.allocations;
+  int64_t peak = stats.peak;
+  while (now > peak && !stats.peak.compare_exchange_weak(peak, now)) {
+  }
+}
+
+Memory::~Memory() {
+  auto& stats = memory_stats(device_);
+  stats.allocated -= static_cast<int64_t>(nbytes_);
+  ++stats.frees;
+}
+
+HostMemory::HostMemory(c10::Storage cpu, c10::DeviceIndex device)
+    : Memory(cpu.nbytes(), device), cpu_(std::move(cpu)) {}
+
+HostMemory::~HostMemory() { release(lent); }
+
+OpaqueMemory::OpaqueMemory(PyObject* flat_, at::ScalarType dtype_, size_t nbytes, c10::DeviceIndex device)
+    : Memory(nbytes, device), flat(flat_), dtype(dtype_) {
+  constexpr size_t page = 4096;
+  reserved_ = (std::max<size_t>(nbytes, 1) + page - 1) / page * page;
+  address_ = mmap(nullptr, reserved_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  TORCH_CHECK(address_ != MAP_FAILED, "cannot reserve ", reserved_, " bytes of address space for an npu storage.");
+}
+
+OpaqueMemory::~OpaqueMemory() {
+  munmap(address_, reserved_);
+  release(flat);
+}
+
+bool opaque_memory() { return g_opaque; }
+void set_opaque_memory(bool on) { g_opaque = on; }
+
+c10::DataPtr make_data_ptr(HostMemory* memory, c10::DeviceIndex device) {
+  return {const_cast<void*>(memory->cpu().data()), memory, &delete_memory, c10::Device(kNpu, device)};
+}
+
+c10::DataPtr make_data_ptr(OpaqueMemory* memory, c10::DeviceIndex device) {
+  return {memory->address(), memory, &delete_memory, c10::Device(kNpu, device)};
+}
+
+c10::DataPtr allocate_bytes(size_t nbytes, c10::DeviceIndex device) {
+  if (g_opaque) {
+    return make_data_ptr(new OpaqueMemory(nullptr, at::ScalarType::Undefined, nbytes, device), device);
+  }
+  c10::Storage cpu(c10::Storage::use_byte_size_t(), nbytes, c10::GetCPUAllocator(), /*resizable=*/true);
+  return make_data_ptr(new HostMemory(std::move(cpu), device), device);
+}
+
+Memory& memory_of(const c10::StorageImpl& storage) {
+  const auto& ptr = storage.data_ptr();
+  TORCH_CHECK(ptr.get_deleter() == &delete_memory,
+              "this npu storage was not allocated by mindspeed_ms and cannot be used on its device.");
+  return *static_cast<Memory*>(ptr.get_context());
+}
+
+HostMemory& host_memory_of(const c10::StorageImpl& storage) {
+  TORCH_INTERNAL_ASSERT_DEBUG_ONLY(!g_opaque);
+  return static_cast<HostMemory&>(memory_of(storage));
+}
+
+c10::Storage adopt_storage(const c10::Storage& cpu, c10::DeviceIndex device) {
+  return c10::Storage(c10::Storage::use_byte_size_t(), cpu.nbytes(),
+                      make_data_ptr(new HostMemory(cpu, device), device), c10::GetAllocator(kNpu),
+                      /*resizable=*/true);
+}
+
+at::Tensor host_alias(const at::Tensor& t) {
+  auto* impl = t.unsafeGetTensorImpl();
+  auto alias = at::detail::make_tensor<c10::TensorImpl>(
+      c10::Storage(host_memory_of(*impl->unsafe_storage().unsafeGetStorageImpl()).cpu()),
+      c10::DispatchKeySet(c10::DispatchKey::CPU), impl->dtype());
+  auto* out = alias.unsafeGetTensorImpl();
+  out->set_sizes_and_strides(impl->sizes(), impl->strides(), impl->storage_offset());
+  if (t.is_conj()) out->_set_conj(true);
+  if (t.is_neg()) out->_set_neg(true);
+  if (impl->is_wrapped_number()) out->set_wrapped_number(true);
+  return alias;
+}
+
+at::Tensor adopt_host(const at::Tensor& t, c10::DeviceIndex device) {
+  auto* impl = t.unsafeGetTensorImpl();
+  auto out = at::detail::make_tensor<c10::TensorImpl>(adopt_storage(impl->unsafe_storage(), device),
+                                                      c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), impl->dtype());
+  auto* o = out.unsafeGetTensorImpl();
+  o->set_sizes_and_strides(impl->sizes(), impl->strides(), impl->storage_offset());
+  if (t.is_conj()) o->_set_conj(true);
+  if (t.is_neg()) o->_set_neg(true);
+  return out;
+}
+
+void refresh_storage(c10::StorageImpl& storage) {
+  auto& old = host_memory_of(storage);
+  c10::Storage cpu = old.cpu();
+  if (cpu.data() == storage.data() && cpu.nbytes() == storage.nbytes()) return;
+  auto device = storage.device().index();
+  storage.set_data_ptr_noswap(make_data_ptr(new HostMemory(cpu, device), device));
+  storage.set_nbytes(cpu.nbytes());
+}
+
+void resize_storage(c10::StorageImpl& storage, size_t nbytes) {
+  TORCH_CHECK(storage.resizable(), "Trying to resize npu storage that is not resizable");
+  auto device = storage.device().index();
+  if (g_opaque) {
+    storage.set_data_ptr_noswap(
+        resize_opaque(static_cast<OpaqueMemory&>(memory_of(storage)), storage.nbytes(), nbytes, device));
+  } else {
+    auto fresh = allocate_bytes(nbytes, device);
+    const size_t keep = std::min(nbytes, storage.nbytes());
+    if (keep) std::memcpy(fresh.get(), storage.data(), keep);
+    storage.set_data_ptr_noswap(std::move(fresh));
+  }
+  storage.set_nbytes(nbytes);
+}
+
+}  // namespace mindspeed_ms

@@ -1,0 +1,98 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/Storage.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "runtime/device.h"
+
+struct _object;
+using PyObject = _object;
+
+namespace mindspeed_ms {
+
+// Bytes held by live npu storages of one device.
+struct MemoryStats {
+  std::atomic<int64_t> allocated{0}, peak{0}, allocations{0}, frees{0};
+};
+MemoryStats& memory_stats(c10::DeviceIndex device);
+void reset_peak_memory(c10::DeviceIndex device);
+
+// What backs an npu storage. It is the context of the storage's DataPtr, so torch decides its life.
+class Memory {
+ public:
+  Memory(size_t nbytes, c10::DeviceIndex device);
+  virtual ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  size_t nbytes() const { return nbytes_; }
+
+ protected:
+  size_t nbytes_;
+  c10::DeviceIndex device_;
+};
+
+// CPU target: device memory is host memory, held as a CPU storage that CPU kernels and MindSpore use in place.
+class HostMemory final : public Memory {
+ public:
+  HostMemory(c10::Storage cpu, c10::DeviceIndex device);
+  ~HostMemory() override;
+
+  const c10::Storage& cpu() const { return cpu_; }
+
+  // The ms.Tensor that last borrowed this memory from its start, kept so that borrowing again costs nothing.
+  PyObject* lent = nullptr;  // owned, guarded by the GIL
+  at::ScalarType lent_dtype = at::ScalarType::Undefined;
+  c10::SmallVector<int64_t, 5> lent_sizes;
+
+ private:
+  c10::Storage cpu_;
+};
+
+// Opaque memory, as on Ascend: only the flat ms.Tensor knows where the bytes are. The address torch sees is
+// reserved but not readable, so that code which looks behind the tensor fails at once.
+class OpaqueMemory final : public Memory {
+ public:
+  OpaqueMemory(PyObject* flat, at::ScalarType dtype, size_t nbytes, c10::DeviceIndex device);
+  ~OpaqueMemory() override;
+
+  void* address() const { return address_; }
+
+  PyObject* flat;        // owned; 1-D ms.Tensor of `dtype`, nullptr until first written
+  at::ScalarType dtype;  // element type of `flat`
+
+ private:
+  void* address_;
+  size_t reserved_;
+};
+
+// True if new npu memory is opaque (always on Ascend; selectable on the CPU target to test that code path).
+bool opaque_memory();
+void set_opaque_memory(bool on);
+
+c10::DataPtr make_data_ptr(HostMemory* memory, c10::DeviceIndex device);
+c10::DataPtr make_data_ptr(OpaqueMemory* memory, c10::DeviceIndex device);
+c10::DataPtr allocate_bytes(size_t nbytes, c10::DeviceIndex device);
+
+// The memory behind an npu storage; raises if the storage is not one of ours.
+Memory& memory_of(const c10::StorageImpl& storage);
+inline Memory& memory_of(const at::Tensor& t) { return memory_of(*t.storage().unsafeGetStorageImpl()); }
+HostMemory& host_memory_of(const c10::StorageImpl& storage);
+
+// npu storage over a CPU storage, no copy.
+c10::Storage adopt_storage(const c10::Storage& cpu, c10::DeviceIndex device);
+
+// A CPU tensor over the memory of npu tensor `t`, no copy; the host route computes on it. CPU target only.
+at::Tensor host_alias(const at::Tensor& t);
+// An npu tensor over the memory of CPU tensor `t`, no copy.
+at::Tensor adopt_host(const at::Tensor& t, c10::DeviceIndex device);
+// After a CPU kernel resized the alias of `storage`: take its new memory over.
+void refresh_storage(c10::StorageImpl& storage);
+
+// Resizes an npu storage, keeping the common prefix of its bytes (UntypedStorage.resize_).
+void resize_storage(c10::StorageImpl& storage, size_t nbytes);
+
+}  // namespace mindspeed_ms

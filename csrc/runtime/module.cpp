@@ -1,0 +1,113 @@
+// Extension 1, `mindspeed_ms._runtime`: the npu device for torch. Python sees it through mindspeed_ms.device.
+#include <torch/extension.h>
+
+#include "aten/borrow.h"
+#include "aten/coverage.h"
+#include "aten/lowering.h"
+#include "aten/routes.h"
+#include "runtime/device.h"
+#include "runtime/generator.h"
+#include "runtime/memory.h"
+#include "runtime/opaque.h"
+
+namespace py = pybind11;
+
+namespace mindspeed_ms {
+
+void register_device();
+void register_cuda_name_guard();
+void register_cuda_redirect();
+
+namespace {
+
+void bind_device(py::module_& m) {
+  m.def("register_device", &register_device, "Registers allocator and hooks of the npu device with torch.");
+  m.def("register_cuda_redirect", [] {
+    register_cuda_name_guard();
+    register_cuda_redirect();
+  }, "Makes device 'cuda' land on npu inside the dispatcher.");
+  m.def("set_initializer", [](py::object fn) { set_initializer(fn.ptr()); });
+  m.def("ensure_initialized", &ensure_initialized);
+  m.def("is_initialized", &is_initialized);
+  m.def("in_bad_fork", &in_bad_fork);
+  m.def("device_count", [] { return static_cast<int>(device_count()); });
+  m.def("set_device_count", [](int n) { set_device_count(static_cast<c10::DeviceIndex>(n)); });
+  m.def("current_device", [] { return static_cast<int>(current_device()); });
+  m.def("set_device", [](int d) { set_current_device(static_cast<c10::DeviceIndex>(d)); });
+  m.def("exchange_device", [](int d) { return static_cast<int>(exchange_device(static_cast<c10::DeviceIndex>(d))); });
+  m.def("default_generator", [](int d) { return default_generator(static_cast<c10::DeviceIndex>(d)); });
+  m.def("memory_stats", [](int d) {
+    auto& s = memory_stats(static_cast<c10::DeviceIndex>(d));
+    py::dict out;
+    out["allocated"] = s.allocated.load();
+    out["peak"] = s.peak.load();
+    out["allocations"] = s.allocations.load();
+    out["frees"] = s.frees.load();
+    return out;
+  }, "Bytes now and at peak, and counts, of live npu storages of one device.");
+  m.def("reset_peak_memory", [](int d) { reset_peak_memory(static_cast<c10::DeviceIndex>(d)); });
+}
+
+void bind_opaque(py::module_& m) {
+  m.def("opaque_memory", &opaque_memory);
+  m.def("set_opaque_memory", &set_opaque_memory);
+  m.def("set_opaque_hooks", [](const py::dict& hooks) {
+    auto& h = opaque_hooks();
+    auto take = [&](const char* name) { return py::object(hooks[name]).release().ptr(); };
+    h = {take("to_host"), take("from_host"), take("view"), take("write"), take("flatten")};
+  });
+}
+
+void bind_routes(py::module_& m) {
+  py::enum_<RouteMode>(m, "RouteMode")
+      .value("auto", RouteMode::Auto)
+      .value("strict", RouteMode::Strict)
+      .value("host", RouteMode::Host);
+  m.def("route_mode", &route_mode);
+  m.def("set_default_route_mode", &set_default_route_mode);
+  m.def("exchange_route_override", &exchange_route_override);
+  m.def("allow_on_host", &allow_on_host, "Lets `op` run on the host in strict mode (it moves data, computes nothing).");
+}
+
+void bind_borrow(py::module_& m) {
+  m.def("set_mindspore", &set_mindspore);
+  m.def("to_mindspore", &lend_to_mindspore, "ms.Tensor over the memory of an npu tensor, no copy.");
+  m.def("from_mindspore", [](py::handle t, int d) { return adopt_from_mindspore(t, static_cast<c10::DeviceIndex>(d)); },
+        "npu tensor over the memory of an ms.Tensor, no copy unless it is not contiguous.");
+  m.def("host_alias", &host_alias, "CPU tensor over the memory of an npu tensor, no copy.");
+  m.def("adopt_host", [](const at::Tensor& t, int d) { return adopt_host(t, static_cast<c10::DeviceIndex>(d)); },
+        "npu tensor over the memory of a CPU tensor, no copy.");
+}
+
+void bind_coverage(py::module_& m) {
+  m.def("coverage_rows", [] {
+    py::list rows;
+    for (auto& r : coverage_rows()) rows.append(py::make_tuple(r.op, r.dtype, r.route, r.calls, r.seconds));
+    return rows;
+  }, "(op, dtype, route, calls, exclusive seconds) of everything counted so far.");
+  m.def("reset_coverage", &reset_coverage);
+  // Counts a fused kernel of mindspeed_ms.kernels: timed_begin(name, dtype) ... timed_end(token).
+  struct Token {
+    std::unique_ptr<Timed> timed;
+  };
+  py::class_<Token>(m, "Timed", "Context manager that counts its body as one call of a csrc kernel.")
+      .def(py::init([](const std::string& name, at::ScalarType dtype) {
+             return Token{std::make_unique<Timed>(counters_of(name), Route::Csrc, dtype)};
+           }), py::arg("name"), py::arg("dtype"))
+      .def("__enter__", [](py::object self) { return self; })
+      .def("__exit__", [](Token& t, const py::args&) { t.timed.reset(); });
+}
+
+}  // namespace
+}  // namespace mindspeed_ms
+
+PYBIND11_MODULE(_runtime, m) {
+  using namespace mindspeed_ms;
+  m.doc() = "The npu device for torch: memory, generator, routes, borrowing to and from MindSpore.";
+  bind_device(m);
+  bind_opaque(m);
+  bind_routes(m);
+  bind_borrow(m);
+  bind_coverage(m);
+  bind_lowerings(m);
+}
