@@ -1,0 +1,82 @@
+"""The torch device ``npu``: torch's storages, views and autograd over operators of MindSpore.
+
+:func:`enable` registers the device; ``mindspeed_ms.patch`` calls it. MindSpore itself is imported by the first
+npu tensor or operator (:mod:`.mindspore`), not before.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from mindspeed_ms import _runtime
+from mindspeed_ms.device import mindspore, npu
+
+__all__ = ["enable", "from_mindspore", "to_mindspore"]
+
+_enabled = False
+
+
+def enable() -> None:
+    """Registers device ``npu`` and ``torch.npu`` with torch. Idempotent.
+
+    Environment:
+        LOCAL_WORLD_SIZE: number of npu devices that this process sees (ranks of this host), 1 by default.
+        MINDSPEED_MS_ROUTE: auto (default), strict or host; see :mod:`mindspeed_ms.ops.routes`.
+        MINDSPEED_MS_TARGET: CPU (default) or Ascend.
+        MINDSPEED_MS_MEMORY: host (default on CPU) or opaque (always on Ascend).
+
+    Raises:
+        ValueError: an environment variable has a value that is not listed above.
+    """
+    global _enabled
+    if _enabled:
+        return
+    _runtime.set_device_count(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    _runtime.register_device()
+    _runtime.set_initializer(_initialize)
+    _runtime.set_default_route_mode(_route_from_environment())
+    mindspore.choose_memory()
+    torch.utils.rename_privateuse1_backend("npu")
+    torch._register_device_module("npu", npu)
+    torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
+    # Backward of npu tensors on the thread that calls it, as for CPU tensors: no hand-over per graph task, and
+    # the OpenMP team of the caller is used. Other threads keep torch's default (they take turns at MindSpore).
+    torch.autograd.set_multithreading_enabled(False)
+    _enabled = True
+
+
+def _route_from_environment() -> _runtime.RouteMode:
+    name = os.environ.get("MINDSPEED_MS_ROUTE", "auto")
+    modes = _runtime.RouteMode.__members__
+    if name not in modes:
+        raise ValueError(f"MINDSPEED_MS_ROUTE={name!r} is not a route; choose one of {', '.join(modes)}.")
+    return modes[name]
+
+
+def _initialize() -> None:
+    """First use of the device: MindSpore and the lowerings (2-3 s)."""
+    mindspore.start()
+    from mindspeed_ms import ops
+
+    ops.register()
+
+
+def to_mindspore(tensor: torch.Tensor):
+    """``ms.Tensor`` over the memory of an npu tensor, without a copy; it keeps that memory alive.
+
+    Shape, strides and dtype are kept (bool: only contiguous memory is shared, else a copy is lent).
+    """
+    _runtime.ensure_initialized()
+    return _runtime.to_mindspore(tensor)
+
+
+def from_mindspore(tensor, device: int | None = None) -> torch.Tensor:
+    """npu tensor over the memory of an ``ms.Tensor``; a copy only if that is not contiguous.
+
+    Raises:
+        TypeError: the dtype has no counterpart in torch.
+    """
+    _runtime.ensure_initialized()
+    return _runtime.from_mindspore(tensor, _runtime.current_device() if device is None else device)

@@ -1,0 +1,99 @@
+"""Where MindSpore is started, on the first use of the npu device."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from types import ModuleType
+
+import torch
+
+from mindspeed_ms import _runtime
+
+TARGETS = ("CPU", "Ascend")
+
+DTYPES = {
+    "bool_": torch.bool,
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "complex64": torch.complex64,
+    "complex128": torch.complex128,
+}
+"""MindSpore dtype name -> torch dtype."""
+
+
+def target() -> str:
+    """``CPU`` or ``Ascend``, from MINDSPEED_MS_TARGET."""
+    name = os.environ.get("MINDSPEED_MS_TARGET", "CPU")
+    if name not in TARGETS:
+        raise ValueError(f"MINDSPEED_MS_TARGET={name!r} is not a target; choose one of {', '.join(TARGETS)}.")
+    return name
+
+
+def choose_memory() -> None:
+    """Opaque memory on Ascend, or where MINDSPEED_MS_MEMORY=opaque asks for it; host memory else."""
+    kind = os.environ.get("MINDSPEED_MS_MEMORY", "opaque" if target() == "Ascend" else "host")
+    if kind not in ("host", "opaque"):
+        raise ValueError(f"MINDSPEED_MS_MEMORY={kind!r} is not a kind of memory; choose host or opaque.")
+    if kind == "host" and target() == "Ascend":
+        raise ValueError("MINDSPEED_MS_MEMORY=host is for the CPU target: Ascend memory is not host memory.")
+    _runtime.set_opaque_memory(kind == "opaque")
+
+
+def start() -> None:
+    """Imports MindSpore, sets its target and installs what borrowing needs."""
+    import mindspore as ms
+
+    ms.set_device(target())
+    if target() == "CPU":
+        # Eager operators in the calling thread: 16 us instead of 730 us for an add, and an error is raised by
+        # the operator that failed, not by a later one.
+        ms.runtime.launch_blocking()
+    from mindspore._c_expression import TensorPy
+
+    _runtime.set_mindspore(
+        TensorPy.from_dlpack,
+        ms.Tensor.from_numpy,
+        {getattr(ms, name): _scalar_type_number(dtype) for name, dtype in DTYPES.items()},
+    )
+    if _runtime.opaque_memory():
+        from mindspeed_ms.device import opaque
+
+        opaque.install()
+
+
+def _scalar_type_number(dtype: torch.dtype) -> int:
+    """c10::ScalarType of `dtype`; torch keeps the numbers fixed because files contain them."""
+    order = "uint8 int8 int16 int32 int64 float16 float32 float64 complex32 complex64 complex128 bool".split()
+    numbers = {getattr(torch, name): i for i, name in enumerate(order)} | {torch.bfloat16: 15}
+    return numbers[dtype]
+
+
+@cache
+def dtype_of(dtype: torch.dtype):
+    """MindSpore's counterpart of a torch dtype.
+
+    Raises:
+        TypeError: MindSpore has none.
+    """
+    import mindspore as ms
+
+    for name, candidate in DTYPES.items():
+        if candidate is dtype:
+            return getattr(ms, name)
+    raise TypeError(f"{dtype} has no MindSpore counterpart.")
+
+
+def module() -> ModuleType:
+    """The started MindSpore module."""
+    _runtime.ensure_initialized()
+    import mindspore
+
+    return mindspore
