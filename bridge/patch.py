@@ -1,0 +1,25 @@
+"""``import mindspeed_ms.patch``: the one line at the top of a CUDA Megatron script.
+
+It registers device ``npu``, makes the names of CUDA mean it, offers the torch.distributed backend, and arms the
+Megatron patches. Beyond torch it imports nothing heavy: MindSpore starts with the first npu tensor, Megatron's
+modules are patched when the script imports them (or at once, if it already has).
+"""
+
+import atexit
+import os
+
+from mindspeed_ms import versions
+
+versions.require()
+
+from mindspeed_ms import device  # noqa: E402 - the versions come first: their message is the clear one
+from mindspeed_ms.device import cuda  # noqa: E402
+from mindspeed_ms.ops import coverage  # noqa: E402
+from mindspeed_ms.patches import registry  # noqa: E402
+
+device.enable()
+cuda.redirect()
+registry.arm()
+
+if path := os.environ.get("MINDSPEED_MS_COVERAGE"):
+    atexit.register(coverage.write, path)
