@@ -10,7 +10,7 @@ import os
 
 from mindspeed_ms import versions
 
-versions.require()
+versions.check()
 
 from mindspeed_ms import device  # noqa: E402 - the versions come first: their message is the clear one
 from mindspeed_ms.device import cuda  # noqa: E402

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 
 import torch
-
 from mindspeed_ms import _runtime
 from mindspeed_ms.device import mindspore, npu
 

@@ -18,7 +18,6 @@ import torch.cuda.memory
 import torch.cuda.nvtx
 import torch.cuda.random
 import torch.cuda.streams
-
 from mindspeed_ms import _runtime
 from mindspeed_ms.device import memory, npu, random, streams
 
@@ -36,7 +35,14 @@ RANDOM_FUNCTIONS = (
 )
 MEMORY_FUNCTIONS = (
     *("empty_cache", "ipc_collect", "max_memory_allocated", "max_memory_cached", "max_memory_reserved"),
-    *("mem_get_info", "memory_allocated", "memory_cached", "memory_reserved", "memory_snapshot", "memory_stats"),
+    *(
+        "mem_get_info",
+        "memory_allocated",
+        "memory_cached",
+        "memory_reserved",
+        "memory_snapshot",
+        "memory_stats",
+    ),
     *("memory_summary", "reset_accumulated_memory_stats", "reset_max_memory_allocated"),
     *("reset_max_memory_cached", "reset_peak_memory_stats", "set_per_process_memory_fraction"),
 )
@@ -178,7 +184,9 @@ def _redirect_tensor() -> None:
         return to_type(self, dtype, non_blocking, **kwargs)
 
     torch.Tensor.type = type_
-    torch.Tensor.is_cuda = property(_is_npu, doc="True for npu tensors: scripts ask it to mean 'on the accelerator'.")
+    torch.Tensor.is_cuda = property(
+        _is_npu, doc="True for npu tensors: scripts ask it to mean 'on the accelerator'."
+    )
 
 
 def _is_npu(tensor: torch.Tensor) -> bool:
@@ -188,7 +196,7 @@ def _is_npu(tensor: torch.Tensor) -> bool:
 def _redirect_generator() -> None:
     base = torch._C.Generator
 
-    class GeneratorType(type):
+    class GeneratorType(type(base)):
         def __instancecheck__(cls, obj: Any) -> bool:
             return isinstance(obj, base)
 
@@ -246,4 +254,6 @@ def _redirect_serialization() -> None:
             )
         return storage.to(device=device)
 
-    torch.serialization.register_package(15, lambda _storage: None, load)  # before torch's own cuda entry (20)
+    torch.serialization.register_package(
+        15, lambda _storage: None, load
+    )  # before torch's own cuda entry (20)

@@ -7,7 +7,6 @@ from functools import cache
 from types import ModuleType
 
 import torch
-
 from mindspeed_ms import _runtime
 
 TARGETS = ("CPU", "Ascend")
@@ -71,7 +70,20 @@ def start() -> None:
 
 def _scalar_type_number(dtype: torch.dtype) -> int:
     """c10::ScalarType of `dtype`; torch keeps the numbers fixed because files contain them."""
-    order = "uint8 int8 int16 int32 int64 float16 float32 float64 complex32 complex64 complex128 bool".split()
+    order = [
+        "uint8",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "float16",
+        "float32",
+        "float64",
+        "complex32",
+        "complex64",
+        "complex128",
+        "bool",
+    ]
     numbers = {getattr(torch, name): i for i, name in enumerate(order)} | {torch.bfloat16: 15}
     return numbers[dtype]
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
 from mindspeed_ms import _runtime
 from mindspeed_ms.device import memory, random, streams
 from mindspeed_ms.device.memory import *  # noqa: F403 - torch.npu offers them flat, as torch.cuda does

@@ -7,7 +7,6 @@ target (MINDSPEED_MS_MEMORY=opaque), where the tests exercise it.
 from __future__ import annotations
 
 import torch
-
 from mindspeed_ms import _runtime
 from mindspeed_ms.device.mindspore import dtype_of, target
 

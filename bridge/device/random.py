@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-
 from mindspeed_ms import _runtime
 from mindspeed_ms.device.streams import device_index
 

@@ -3,10 +3,10 @@ identity, waiting is immediate, and an event is a time stamp."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
-
 from mindspeed_ms import _runtime
 
 
@@ -60,11 +60,27 @@ class Stream(torch.Stream):
 class Event(torch.Event):
     """``torch.cuda.Event`` for device npu; ``elapsed_time`` in milliseconds."""
 
-    def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any):
+    def __new__(
+        cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any
+    ):
         return super().__new__(cls, "npu", enable_timing=enable_timing, blocking=blocking)
 
     def record(self, stream: torch.Stream | None = None) -> None:
+        self._nanoseconds = time.perf_counter_ns()
         super().record(current_stream() if stream is None else stream)
+
+    def elapsed_time(self, end_event: Event) -> float:
+        """Milliseconds from this event to `end_event`; torch's own refuses subclasses of torch.Event.
+
+        Raises:
+            RuntimeError: one of the two was not recorded.
+        """
+        try:
+            return (end_event._nanoseconds - self._nanoseconds) * 1e-6
+        except AttributeError:
+            raise RuntimeError(
+                "Both events must be recorded before their elapsed time is asked for."
+            ) from None
 
     def wait(self, stream: torch.Stream | None = None) -> None:
         super().wait(current_stream() if stream is None else stream)
@@ -88,7 +104,9 @@ _PRIVATE_USE_1 = 20  # c10::DeviceType::PrivateUse1
 
 
 def _wrap(stream: torch.Stream) -> Stream:
-    return Stream(stream_id=stream.stream_id, device_index=stream.device_index, device_type=stream.device_type)
+    return Stream(
+        stream_id=stream.stream_id, device_index=stream.device_index, device_type=stream.device_type
+    )
 
 
 class StreamContext:
