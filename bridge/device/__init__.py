@@ -1,7 +1,7 @@
 """The torch device ``npu``: torch's storages, views and autograd over operators of MindSpore.
 
-:func:`enable` registers the device; ``mindspeed_ms.patch`` calls it. MindSpore itself is imported by the first
-npu tensor or operator (:mod:`.mindspore`), not before.
+:func:`enable` registers the device; ``mindspeed_ms.patch`` calls it. MindSpore itself is imported by the
+first npu tensor or operator (:mod:`.mindspore`), not before.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def enable() -> None:
     torch.utils.rename_privateuse1_backend("npu")
     torch._register_device_module("npu", npu)
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
-    # Backward of npu tensors on the thread that calls it, as for CPU tensors: no hand-over per graph task, and
-    # the OpenMP team of the caller is used. Other threads keep torch's default (they take turns at MindSpore).
+    # Backward of npu tensors on the thread that calls it, as for CPU tensors: no hand-over per graph task,
+    # and the OpenMP team of the caller is used. Other threads keep torch's default (they take turns at
+    # MindSpore).
     torch.autograd.set_multithreading_enabled(False)
     _enabled = True
 
