@@ -1,8 +1,8 @@
 """``torch.cuda`` redirected to device npu.
 
-Tensors asked for on device "cuda" are redirected inside torch's dispatcher (csrc/aten/cuda_redirect.cpp). What
-remains for Python is here: the functions of ``torch.cuda``, its types, and the few functions of torch that take
-the string "cuda" and do not dispatch.
+Tensors asked for on device "cuda" are redirected inside torch's dispatcher (csrc/aten/cuda_redirect.cpp).
+What remains for Python is here: the functions of ``torch.cuda``, its types, and the few functions of torch
+that take the string "cuda" and do not dispatch.
 """
 
 from __future__ import annotations
@@ -184,9 +184,7 @@ def _redirect_tensor() -> None:
         return to_type(self, dtype, non_blocking, **kwargs)
 
     torch.Tensor.type = type_
-    torch.Tensor.is_cuda = property(
-        _is_npu, doc="True for npu tensors: scripts ask it to mean 'on the accelerator'."
-    )
+    torch.Tensor.is_cuda = property(_is_npu, doc="Scripts ask it to mean 'on the accelerator'.")
 
 
 def _is_npu(tensor: torch.Tensor) -> bool:
@@ -249,8 +247,8 @@ def _redirect_serialization() -> None:
         device = _npu_for_cuda(location)
         if device.index is not None and device.index >= npu.device_count():
             raise RuntimeError(
-                f"Attempting to deserialize object on {location}, but only {npu.device_count()} npu device(s) are "
-                "visible; use torch.load with map_location to map it to an existing device."
+                f"Attempting to deserialize object on {location}, but only {npu.device_count()} npu "
+                "device(s) are visible; use torch.load with map_location to map it to an existing device."
             )
         return storage.to(device=device)
 

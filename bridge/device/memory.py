@@ -59,8 +59,8 @@ def mem_get_info(device: Any = None) -> tuple[int, int]:
 def memory_summary(device: Any = None, abbreviated: bool = False) -> str:
     s = _runtime.memory_stats(device_index(device))
     return (
-        f"npu:{device_index(device)} allocated {s['allocated'] / 2**20:.1f} MiB, peak {s['peak'] / 2**20:.1f} MiB, "
-        f"{s['allocations'] - s['frees']} live storages"
+        f"npu:{device_index(device)} allocated {s['allocated'] / 2**20:.1f} MiB, "
+        f"peak {s['peak'] / 2**20:.1f} MiB, {s['allocations'] - s['frees']} live storages"
     )
 
 

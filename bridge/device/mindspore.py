@@ -27,6 +27,13 @@ DTYPES = {
 }
 """MindSpore dtype name -> torch dtype."""
 
+SCALAR_TYPES = (
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128),
+    *(torch.bool, torch.qint8, torch.quint8, torch.qint32, torch.bfloat16),
+)
+"""In the order of c10::ScalarType."""
+
 
 def target() -> str:
     """``CPU`` or ``Ascend``, from MINDSPEED_MS_TARGET."""
@@ -70,22 +77,7 @@ def start() -> None:
 
 def _scalar_type_number(dtype: torch.dtype) -> int:
     """c10::ScalarType of `dtype`; torch keeps the numbers fixed because files contain them."""
-    order = [
-        "uint8",
-        "int8",
-        "int16",
-        "int32",
-        "int64",
-        "float16",
-        "float32",
-        "float64",
-        "complex32",
-        "complex64",
-        "complex128",
-        "bool",
-    ]
-    numbers = {getattr(torch, name): i for i, name in enumerate(order)} | {torch.bfloat16: 15}
-    return numbers[dtype]
+    return SCALAR_TYPES.index(dtype)
 
 
 @cache

@@ -86,7 +86,7 @@ def set_device(device: Any) -> None:
 
 
 class device:
-    """``with torch.npu.device(i)``: makes device `i` current inside; None or a negative index changes nothing."""
+    """``with torch.npu.device(i)``: makes `i` current inside; None or a negative index changes nothing."""
 
     def __init__(self, device: Any) -> None:
         self.idx = device if isinstance(device, int) else (-1 if device is None else device_index(device))

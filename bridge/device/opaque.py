@@ -1,7 +1,7 @@
 """Opaque device memory: the C++ runtime reads and writes it only through these functions of ``ms.Tensor``.
 
-On Ascend an npu storage is a flat ``ms.Tensor`` whose address torch must not use. The same mode runs on the CPU
-target (MINDSPEED_MS_MEMORY=opaque), where the tests exercise it.
+On Ascend an npu storage is a flat ``ms.Tensor`` whose address torch must not use. The same mode runs on the
+CPU target (MINDSPEED_MS_MEMORY=opaque), where the tests exercise it.
 """
 
 from __future__ import annotations

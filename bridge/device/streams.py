@@ -1,5 +1,8 @@
-"""Streams and events of device npu. On the CPU target work runs in order on the calling thread: a stream is an
-identity, waiting is immediate, and an event is a time stamp."""
+"""Streams and events of device npu.
+
+On the CPU target work runs in order on the calling thread: a stream is an identity, waiting is immediate, and
+an event is a time stamp.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Routes: on which kernels operators run.
 
-``auto`` takes the fastest correct one known for each operator, dtype and size; ``strict`` demands MindSpore or
-csrc and raises NotImplementedError otherwise; ``host`` runs everything on torch's own CPU kernels, which is the
-stock-torch reference in the same script. MINDSPEED_MS_ROUTE sets the default.
+``auto`` takes the fastest correct one known for each operator, dtype and size; ``strict`` demands MindSpore
+or csrc and raises NotImplementedError otherwise; ``host`` runs everything on torch's own CPU kernels, which
+is the stock-torch reference in the same script. MINDSPEED_MS_ROUTE sets the default.
 """
 
 from __future__ import annotations
