@@ -32,6 +32,7 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import (
 )
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from .data import Progress
@@ -194,11 +195,31 @@ class Checkpointer:
             key = "model" if len(self.model) == 1 else f"model{index}"
             state[key] = unwrap(chunk).sharded_state_dict(metadata=metadata)
         if optimizer:
+            if loading:
+                self._allocate_optimizer_state()
             function = self.optimizer.sharded_state_dict
             state["optimizer"] = function(state, is_loading=loading, **known(function, metadata=metadata))
         if rng:
             state["rng_state"] = rng_state()
         return state
+
+    def _inner_optimizers(self) -> list[MegatronOptimizer]:
+        return getattr(self.optimizer, "chained_optimizers", [self.optimizer])
+
+    def _allocate_optimizer_state(self) -> None:
+        """Gives torch's Adam inside the distributed optimizer its moments, which a checkpoint then fills.
+
+        Megatron-Core's loading is written for Apex's Adam, which can be asked for its state before its first
+        step; torch's has none then, and DistributedOptimizer.state_dict fails.
+        """
+        for inner in self._inner_optimizers():
+            if isinstance(inner, DistributedOptimizer):
+                inner._init_optimizer_states_with_dummy_values()
+
+    def _adam_states(self) -> list[dict[str, Any]]:
+        """State of each parameter in torch's Adam on this rank; their "step" is the same for all."""
+        states = (state for inner in self._inner_optimizers() for state in inner.optimizer.state.values())
+        return [state for state in states if torch.is_tensor(state.get("step"))]
 
     def save(self) -> None:
         """Saves the present state; a collective call.
@@ -245,6 +266,7 @@ class Checkpointer:
         }
         if not args.no_save_optim:
             state["opt_param_scheduler"] = self.scheduler.state_dict()
+            state["adam_step"] = max((int(adam["step"].item()) for adam in self._adam_states()), default=0)
         strategy = get_default_save_sharded_strategy(args.ckpt_format)
         if args.ckpt_fully_parallel_save:
             group = mpu.get_data_parallel_group(with_context_parallel=True)
@@ -274,6 +296,7 @@ class Checkpointer:
         if keep and before not in (None, self.progress.iteration) and before % keep:
             shutil.rmtree(folder(target.parent, before), ignore_errors=True)
 
+    @torch.no_grad()
     def load(self) -> bool:
         """Loads what --load and --ckpt-step name; a collective call. False when there is no checkpoint.
 
@@ -310,6 +333,10 @@ class Checkpointer:
             if with_optimizer:
                 self.optimizer.load_state_dict(state["optimizer"])
                 self.scheduler.load_state_dict(state["opt_param_scheduler"])
+                for adam in self._adam_states():
+                    # The distributed optimizer gives all parameters one counter, the dummy update's; torch's
+                    # Adam would count it up once for each of them.
+                    adam["step"] = torch.full_like(adam["step"], state["adam_step"])
             elif args.fp16 or args.bf16 or args.use_distributed_optimizer:
                 self.optimizer.reload_model_params()
         except Exception as error:

@@ -190,6 +190,8 @@ def loader(dataset: Dataset | None, consumed: int, args: argparse.Namespace) -> 
             batch_sampler=sampler,
             num_workers=args.num_workers,
             persistent_workers=args.num_workers > 0,
+            # Of its own, so that making a loader draws nothing from the generator that a checkpoint restored.
+            generator=torch.Generator(),
         )
     )
 
