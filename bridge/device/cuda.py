@@ -93,7 +93,6 @@ def _redirect_functions() -> None:
                 setattr(module, name, getattr(source, name))
     torch.cuda._lazy_init = npu.init
     torch.cuda._lazy_call = lambda function, **_: function()
-    torch.cuda._is_compiled = lambda: True
     torch.cuda._get_device_index = lambda device, *_, **__: streams.device_index(device)
     torch.cuda._utils._get_device_index = torch.cuda._get_device_index
     torch.cuda.CUDAGraph = torch.cuda.graphs.CUDAGraph = _no_cuda_graph
@@ -183,7 +182,18 @@ def _redirect_tensor() -> None:
             return self.to("npu", wanted, non_blocking=non_blocking)
         return to_type(self, dtype, non_blocking, **kwargs)
 
+    def cuda(
+        self: torch.Tensor,
+        device: Any = None,
+        non_blocking: bool = False,
+        memory_format: torch.memory_format = torch.preserve_format,
+    ) -> torch.Tensor:
+        target = torch.device("npu", streams.device_index(device))
+        return self.to(target, non_blocking=non_blocking, memory_format=memory_format)
+
     torch.Tensor.type = type_
+    # torch's own refuses an index: it reads cuda(0) as device 0 of the accelerator, which is npu and not cuda.
+    torch.Tensor.cuda = cuda
     torch.Tensor.is_cuda = property(_is_npu, doc="Scripts ask it to mean 'on the accelerator'.")
 
 
