@@ -179,19 +179,18 @@ class Call {
   c10::SmallVector<std::pair<at::Tensor, at::Tensor>, 2> adopted_;
 };
 
-// Reached by every operator that has no registration of its own for npu.
-void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+}  // namespace
+
+void host_fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   if (route_mode() == RouteMode::Strict) require_allowed_on_host(op_info(op).name);
   host_route(op, keys, stack);
 }
-
-}  // namespace
 
 void host_route(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
   ensure_initialized();
   Call(op, op_info(op), *stack).run();
 }
 
-TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
+TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&host_fallback>()); }
 
 }  // namespace mindspeed_ms

@@ -383,6 +383,7 @@ void bind_lowerings(py::module_& m) {
   m.def(
       "register_lowering",
       [](const std::string& overload, std::shared_ptr<Lowering> lowering, Form form) {
+        drop_host_kernel("aten::" + overload);
         library().impl(overload.c_str(), torch::CppFunction::makeFromBoxedFunctor(
                                              std::make_unique<Kernel>(std::move(lowering), form)));
       },

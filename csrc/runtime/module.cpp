@@ -3,6 +3,7 @@
 
 #include "aten/borrow.h"
 #include "aten/coverage.h"
+#include "aten/host_route.h"
 #include "aten/lowering.h"
 #include "aten/routes.h"
 #include "runtime/device.h"
@@ -21,7 +22,10 @@ void register_cuda_redirect();
 namespace {
 
 void bind_device(py::module_& m) {
-  m.def("register_device", &register_device, "Registers allocator and hooks of the npu device with torch.");
+  m.def("register_device", [] {
+    register_device();
+    register_host_kernels();
+  }, "Registers allocator, hooks and host kernels of the npu device with torch.");
   m.def("register_cuda_redirect", [] {
     register_cuda_name_guard();
     register_cuda_redirect();
