@@ -1,0 +1,173 @@
+"""What a process group asks of an engine, and the shared-memory engine for ranks of one host."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from mindspeed_ms import _native
+from mindspeed_ms.comm.errors import PeerLostError
+from mindspeed_ms.comm.roster import Member, wait_for_key
+
+KINDS: dict[str, int] = dict(_native.comm.KINDS)
+DTYPES: dict[torch.dtype, int] = {getattr(torch, name): code for name, code in _native.comm.DTYPES.items()}
+NO_OP = 9
+"""Code of "no reduction" (``c10d::ReduceOp::UNUSED``)."""
+
+SEGMENT_VARIABLE = "MINDSPEED_MS_SEGMENT"
+RING_SLOTS = 4
+
+
+def chunk_bytes(world: int) -> int:
+    """Payload of one slot: a few of them must stay in the L2 cache, and rings grow with the square of the ranks."""
+    return 256 * 1024 if world <= 2 else 128 * 1024 if world <= 4 else 64 * 1024
+
+
+@dataclass
+class Call:
+    """One collective or message. Tensors are contiguous and of an element type in :data:`DTYPES`.
+
+    ``sends``/``recvs``: one tensor per peer where the collective has one per peer, else one. ``op`` is a
+    ``ReduceOp.RedOpType`` number, ``root`` the group rank of root or peer (-1: any sender), timeout in seconds.
+    """
+
+    kind: str
+    sends: Sequence[torch.Tensor] = ()
+    recvs: Sequence[torch.Tensor] = ()
+    op: int = NO_OP
+    factor: float = 1.0
+    root: int = -1
+    tag: int = 0
+    timeout: float = 1800.0
+    foreground: bool = False
+
+
+class Handle(Protocol):
+    """A started call."""
+
+    @property
+    def done(self) -> bool: ...
+    @property
+    def failure(self) -> int:
+        """0, or a code of ``_native.comm.FAILURES``; valid once done."""
+
+    @property
+    def error(self) -> str: ...
+    @property
+    def source(self) -> int: ...
+    def wait(self, timeout_s: float = -1.0) -> bool: ...
+
+
+class Engine(Protocol):
+    """Moves bytes between the ranks of one group."""
+
+    def start(self, call: Call) -> Handle: ...
+    def history(self) -> list[dict[str, Any]]: ...
+    def close(self, reason: str) -> None: ...
+    @property
+    def sequence(self) -> int: ...
+
+
+def pieces(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """(address, elements) of each tensor. On the CPU target npu memory is host memory, so both devices do."""
+    return [(t.data_ptr(), t.numel()) for t in tensors]
+
+
+@dataclass
+class SharedMemoryEngine:
+    """Engine among ranks of one host: csrc/comm behind tensors. Build it with :func:`connect`."""
+
+    native: Any
+    creator: bool
+    inflight: deque = field(default_factory=deque)
+
+    def start(self, call: Call) -> Handle:
+        first = call.sends[0] if call.sends else call.recvs[0] if call.recvs else None
+        handle = self.native.submit(
+            KINDS[call.kind],
+            0 if first is None else DTYPES[first.dtype],
+            call.op,
+            call.factor,
+            call.root,
+            call.tag,
+            pieces(call.sends),
+            pieces(call.recvs),
+            call.timeout,
+            call.foreground,
+        )
+        if not call.foreground:
+            # The progress thread reads and writes this memory even if the caller drops its Work object.
+            inflight = self.inflight
+            while inflight and inflight[0][0].done:
+                inflight.popleft()
+            inflight.append((handle, call))
+        if self.creator and self.native.all_attached:
+            self.native.release_name()
+            self.creator = False
+        return handle
+
+    def history(self) -> list[dict[str, Any]]:
+        return self.native.history()
+
+    @property
+    def sequence(self) -> int:
+        return self.native.sequence
+
+    def close(self, reason: str) -> None:
+        self.native.close(reason)
+        self.inflight.clear()
+
+
+def connect(
+    store: dist.Store,
+    rank: int,
+    members: Sequence[Member],
+    global_ranks: Sequence[int],
+    group: str,
+    timeout: timedelta,
+) -> SharedMemoryEngine:
+    """Engine for the ranks ``members``, all on this host; ``rank`` indexes them. ``store`` is this group's alone.
+
+    Whoever comes first creates the segment; its nonce travels through the store, so that no segment of another
+    run can be taken for it. The memory has no name in any file system unless ``MINDSPEED_MS_SEGMENT=posix``
+    (for kernels that refuse /proc/<pid>/fd to siblings), and then only until every rank has mapped it.
+    Raises PeerLostError when a rank dies before it arrived, CollectiveTimeoutError after ``timeout``.
+    """
+    native = _native.comm
+    peers = [(g, m.pid, m.start_time) for g, m in zip(global_ranks, members, strict=True)]
+
+    def check() -> None:
+        for g, m in zip(global_ranks, members, strict=True):
+            if native.process_start_time(m.pid) != m.start_time:
+                raise PeerLostError(
+                    f"rank {g} (pid {m.pid}) died before group '{group}' was connected (seen by rank "
+                    f"{global_ranks[rank]})"
+                )
+
+    creator = store.add("shm/creator", 1) == 1
+    if creator:
+        nonce = uuid.uuid4().hex
+        posix = os.environ.get(SEGMENT_VARIABLE, "memfd") == "posix"
+        name = f"/mindspeed_ms-{nonce}" if posix else ""
+        segment = native.Segment.create(len(peers), chunk_bytes(len(peers)), RING_SLOTS, nonce, name)
+        store.set("shm/segment", json.dumps([segment.path, nonce, posix]))
+    else:
+        where = wait_for_key(store, "shm/segment", timeout, f"the shared memory of group '{group}'", check)
+        path, nonce, posix = json.loads(where)
+        try:
+            segment = native.Segment.open(path, nonce, posix)
+        except RuntimeError as error:
+            check()
+            raise PeerLostError(
+                f"rank {global_ranks[rank]} cannot map the memory of group '{group}' ({error}): its creator has "
+                f"left already, or this kernel hides other processes' files (then set {SEGMENT_VARIABLE}=posix)"
+            ) from error
+    return SharedMemoryEngine(native.Engine(segment, rank, peers, group), creator)
