@@ -52,18 +52,18 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _coverage(options: argparse.Namespace) -> int:
-    from mindspeed_ms import coverage
+    from mindspeed_ms import coverage_report
 
-    name = options.file or os.environ.get(coverage.VARIABLE)
+    name = options.file or os.environ.get(coverage_report.VARIABLE)
     if not name:
         return _fail(
-            "coverage", f"name the file that `run --coverage FILE` wrote, or set {coverage.VARIABLE}"
+            "coverage", f"name the file that `run --coverage FILE` wrote, or set {coverage_report.VARIABLE}"
         )
     try:
-        report = coverage.read(Path(name))
+        report = coverage_report.read(Path(name))
     except (OSError, ValueError) as error:
         return _fail("coverage", str(error))
-    print(coverage.render(report, top=len(report["rows"]) if options.all else 30))
+    print(coverage_report.render(report, top=len(report["rows"]) if options.all else 30))
     return 0
 
 
@@ -90,8 +90,7 @@ def _patches(options: argparse.Namespace) -> int:
     print(f"Megatron-Core {registry.megatron_version()} in {versions.megatron_tree()}\n")
     print(declared.table())
     print()
-    for stand_in in stand_ins.declared():
-        print(f"{stand_in.packages[0]} is lent to {stand_in.borrower}: {stand_in.reason}")
+    print(stand_ins.table())
     print("\n".join(not_there))
     wrong = (registry.State.MISSING, registry.State.REFUSED)
     return 1 if any(record.state in wrong for record in declared.records()) else 0

@@ -5,21 +5,17 @@ the Megatron patches. Beyond torch it imports nothing heavy: MindSpore starts wi
 Megatron's modules are patched when the script imports them (or at once, if it already has).
 """
 
-import atexit
-import os
-
 from mindspeed_ms import versions
 
 versions.check()
 
-from mindspeed_ms import device  # noqa: E402 - the versions come first: their message is the clear one
+# the versions come first: their message is the clear one
+from mindspeed_ms import coverage_report, device  # noqa: E402
 from mindspeed_ms.device import cuda  # noqa: E402
-from mindspeed_ms.ops import coverage  # noqa: E402
 from mindspeed_ms.patches import registry  # noqa: E402
 
 device.enable()
 cuda.redirect()
 registry.arm()
 
-if path := os.environ.get("MINDSPEED_MS_COVERAGE"):
-    atexit.register(coverage.write, path)
+coverage_report.write_at_exit()

@@ -1,9 +1,14 @@
-"""Stand-ins: a GPU-only package that Megatron imports unguarded, lent to that one Megatron module.
+"""Packages that Megatron imports and a machine without CUDA lacks: empty shells, or modules with our kernels.
+
+**Lent** (:func:`lend`): an empty shell for one Megatron module that imports the package unguarded.
 
 ``import triton`` at the top of a Megatron file stops a machine without CUDA even if none of its kernels is
 ever launched. The stand-in exists in ``sys.modules`` only while the named Megatron module executes, so
 nothing else (torch's own triton checks, other libraries) is told that the package is there. What the module
 took from it raises ModuleNotFoundError when used later. If the real package is installed, nothing is done.
+
+**Provided** (:func:`provide`): a CUDA extension whose functions our kernels implement, importable by its name
+unless a real one is installed.
 """
 
 from __future__ import annotations
@@ -21,16 +26,23 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StandIn:
-    """``packages`` (a package and the submodules imported with it) lent to the Megatron module ``borrower``.
+    """Empty shells of ``packages`` (a package and its submodules) lent to the Megatron module ``borrower``.
 
-    ``build`` returns the module to lend; without it, an empty shell is lent whose names can be imported and
-    used as decorators, but not called afterwards. ``reason``: one sentence.
+    Their names can be imported and used as decorators, but not called afterwards. ``reason``: one sentence.
     """
 
     packages: tuple[str, ...]
     borrower: str
     reason: str
-    build: Callable[[], ModuleType] | None = None
+
+
+@dataclass(frozen=True)
+class Provided:
+    """The module ``name``, filled by ``fill(module)`` when it is first imported. ``reason``: one sentence."""
+
+    name: str
+    fill: Callable[[ModuleType], None]
+    reason: str
 
 
 class Absent:
@@ -114,18 +126,14 @@ class _LendingLoader(importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         # inspect and linecache read sources through the module's loader: it is the real one again.
         module.__spec__.loader = module.__loader__ = self._inner
-        lent: dict[str, ModuleType] = {}
-        for stand_in in self._stand_ins:
-            for name in stand_in.packages:
-                lent[name] = stand_in.build() if stand_in.build else Shell(name, module.__name__)
+        lent = {name: Shell(name, module.__name__) for s in self._stand_ins for name in s.packages}
         sys.modules.update(lent)
         try:
             self._inner.exec_module(module)
         finally:
             for name, shell in lent.items():
                 sys.modules.pop(name, None)
-                if isinstance(shell, Shell):
-                    shell.close()
+                shell.close()
 
 
 def _is_installed(package: str) -> bool:
@@ -136,27 +144,59 @@ def _is_installed(package: str) -> bool:
     return False
 
 
+class _Provider(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the provided modules. It stands last on ``sys.meta_path``, so a real one is found first."""
+
+    def __init__(self) -> None:
+        self.provided: dict[str, Provided] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(fullname, self) if fullname in self.provided else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        """The import system makes the module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.provided[module.__name__].fill(module)
+
+
 _lender = _Lender()
+_provider = _Provider()
 
 
 def lend(stand_in: StandIn) -> None:
-    """Declare a stand-in; declared twice it counts once."""
+    """Declare a shell; declared twice it counts once."""
     if stand_in not in _lender.stand_ins:
         _lender.stand_ins.append(stand_in)
 
 
-def declared() -> tuple[StandIn, ...]:
-    """Every declared stand-in."""
-    return tuple(_lender.stand_ins)
+def provide(provided: Provided) -> None:
+    """Declare a module to provide. Raises ValueError if another one has its name."""
+    if _provider.provided.setdefault(provided.name, provided) != provided:
+        raise ValueError(f"module {provided.name} is provided already")
+
+
+def table() -> str:
+    """Plain text: a line for each shell and each provided module."""
+    lines = [f"{s.packages[0]} is lent to {s.borrower}: {s.reason}" for s in _lender.stand_ins]
+    lines += [f"{p.name} is provided: {p.reason}" for p in _provider.provided.values()]
+    return "\n".join(lines)
 
 
 def arm() -> None:
-    """Start lending; calling it again changes nothing."""
+    """Start lending and providing; calling it again changes nothing."""
     if _lender not in sys.meta_path:
         sys.meta_path.insert(0, _lender)
+        sys.meta_path.append(_provider)
 
 
 def disarm() -> None:
-    """Stop lending to modules that are imported from now on."""
+    """Stop, for imports from now on."""
     if _lender in sys.meta_path:
         sys.meta_path.remove(_lender)
+        sys.meta_path.remove(_provider)
+    for name in _provider.provided:
+        if getattr(sys.modules.get(name), "__loader__", None) is _provider:
+            del sys.modules[name]
