@@ -52,6 +52,7 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=packages,
     package_dir={"mindspeed_ms": "bridge", "mindspeed_ms.patches": "patches"},
+    package_data={"mindspeed_ms": ["ops/*.json"]},
     ext_modules=[runtime, native],
     cmdclass={"build_ext": BuildExtension},
     install_requires=[

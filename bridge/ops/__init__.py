@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
+TOPICS = ("pointwise", "reduction", "linalg", "nn", "indexing")
+"""Modules that enter lowerings into the registry's table when imported."""
+
 
 def register() -> None:
-    """Registers every lowering with torch's dispatcher; imports MindSpore's operators."""
+    """Registers every lowering with torch's dispatcher.
+
+    Raises:
+        LookupError: a lowering names an operator that this torch does not have.
+        ValueError: the table of route auto does not fit the lowerings.
+    """
+    # Imported here: the topics import MindSpore, which takes seconds and is needed with the first npu tensor.
+    for topic in TOPICS:
+        import_module(f"mindspeed_ms.ops.{topic}")
+    from mindspeed_ms.ops import auto, fences, host, registry
+
+    fences.apply(registry.table)
+    registry.register_all()
+    auto.apply(registry.table)
+    host.allow()

@@ -2,6 +2,7 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/native/Resize.h>
+#include <ATen/native/TypeProperties.h>
 #include <torch/csrc/DynamicTypes.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/extension.h>
@@ -26,7 +27,8 @@ std::recursive_mutex& mindspore_mutex() {
   return *mutex;
 }
 
-// Called with the GIL held. The GIL is given up while waiting, since MindSpore itself releases and retakes it.
+// Called with the GIL held. The GIL is given up while waiting, since MindSpore itself releases and retakes
+// it.
 class MindSporeLock {
  public:
   MindSporeLock() {
@@ -52,13 +54,17 @@ struct Lowering {
   py::object mindspore, csrc;  // None where there is no such kernel
   uint64_t mindspore_dtypes = 0, csrc_dtypes = 0;
   std::array<Auto, kDtypes> automatic{};
-  size_t key_arg = 0;  // the tensor argument whose dtype decides
-  bool mixed = false;  // other tensor arguments may have other dtypes
+  size_t key_arg = 0;     // the tensor argument whose dtype decides
+  bool mixed = false;     // other tensor arguments may have other dtypes
+  bool promotes = false;  // tensor arguments from key_arg on are cast to torch's common dtype, which decides
+  bool strided = false;   // the kernels read any strides; else they are given contiguous tensors
   OpCounters* counters = nullptr;
 
   bool has(Route route, at::ScalarType dtype) const {
     const uint64_t bit = uint64_t{1} << static_cast<int>(dtype);
-    return route == Route::MindSpore ? (mindspore_dtypes & bit) : route == Route::Csrc ? (csrc_dtypes & bit) : true;
+    return route == Route::MindSpore ? (mindspore_dtypes & bit)
+           : route == Route::Csrc    ? (csrc_dtypes & bit)
+                                     : true;
   }
 
   Route choose(at::ScalarType dtype, int64_t numel) const {
@@ -76,6 +82,7 @@ struct Lowering {
 // What the arguments of one call say about which kernels may take it.
 struct Inspection {
   bool eligible = true;
+  bool empty = false;  // a tensor without elements: nothing to compute, the host only makes the result
   at::ScalarType dtype = at::ScalarType::Undefined;
   int64_t numel = 0;
   c10::DeviceIndex device = 0;
@@ -83,7 +90,8 @@ struct Inspection {
 
 class Kernel final : public c10::OperatorKernel {
  public:
-  Kernel(std::shared_ptr<Lowering> lowering, Form form) : lowering_(std::move(lowering)), form_(form) {}
+  // `lowering` outlives the interpreter: the dispatcher destroys its kernels after Python has gone.
+  Kernel(const Lowering* lowering, Form form) : lowering_(lowering), form_(form) {}
 
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) const {
     if (route_mode() != RouteMode::Host) {
@@ -92,17 +100,15 @@ class Kernel final : public c10::OperatorKernel {
       const auto seen = inspect(info, *stack);
       if (seen.eligible) {
         const Route route = lowering_->choose(seen.dtype, seen.numel);
-        if (route != Route::Host && call(op, info, *stack, route, seen)) return;
+        if (route != Route::Host && call(op, keys, info, *stack, route, seen)) return;
       }
-      if (route_mode() == RouteMode::Strict) require_allowed_on_host(info.name);
+      if (route_mode() == RouteMode::Strict && !seen.empty) require_allowed_on_host(info.name);
     }
     host_route(op, keys, stack);
   }
 
  private:
-  static bool takes(const at::Tensor& t) {
-    return t.layout() == at::kStrided && !t.is_conj() && !t.is_neg() && t.numel() > 0;
-  }
+  static bool takes(const at::Tensor& t) { return t.layout() == at::kStrided && !t.is_conj() && !t.is_neg(); }
 
   bool takes_scalar(const c10::Scalar& s, at::ScalarType key) const {
     if (s.isComplex()) return false;
@@ -112,8 +118,11 @@ class Kernel final : public c10::OperatorKernel {
   void see(const at::Tensor& t, Inspection& seen) const {
     if (!t.defined()) return;
     if (t.device().type() == kNpu) {
-      if (!takes(t)) seen.eligible = false;
-      else if (t.scalar_type() != seen.dtype && !lowering_->mixed) seen.eligible = false;
+      if (t.numel() == 0) seen.empty = true;
+      if (!takes(t) || seen.empty)
+        seen.eligible = false;
+      else if (t.scalar_type() != seen.dtype && !lowering_->mixed && !lowering_->promotes)
+        seen.eligible = false;
     } else if (t.dim() == 0 && t.device().is_cpu()) {
       if (!takes_scalar(t.item(), seen.dtype)) seen.eligible = false;
     } else {
@@ -124,28 +133,17 @@ class Kernel final : public c10::OperatorKernel {
   Inspection inspect(const OpInfo& info, const torch::jit::Stack& stack) const {
     Inspection seen;
     const size_t begin = stack.size() - info.args.size();
-    const at::Tensor* key = nullptr;
-    at::Tensor first;
-    const auto& value = stack[begin + lowering_->key_arg];
-    if (value.isTensor()) {
-      key = &value.toTensor();
-    } else if (value.isTensorList() && !value.toListRef().empty()) {
-      first = value.toListRef()[0].toTensor();
-      key = &first;
-    }
-    if (!key || !key->defined() || key->device().type() != kNpu) {
-      seen.eligible = false;
-      return seen;
-    }
-    seen.dtype = key->scalar_type();
-    seen.device = key->device().index();
+    find_key(stack, begin, info, seen);
+    if (!seen.eligible) return seen;
     for (size_t i = 0; i < info.args.size() && seen.eligible; ++i) {
       const auto& arg = stack[begin + i];
       const bool out = form_ == Form::Out && info.args[i].written;
       if (arg.isTensor()) {
         // An `out` tensor is only written: its dtype and size do not matter, its place does.
-        if (out) seen.eligible = arg.toTensor().device().type() == kNpu;
-        else see(arg.toTensor(), seen), seen.numel = std::max<int64_t>(seen.numel, arg.toTensor().numel());
+        if (out)
+          seen.eligible = arg.toTensor().device().type() == kNpu;
+        else
+          see(arg.toTensor(), seen), seen.numel = std::max<int64_t>(seen.numel, arg.toTensor().numel());
       } else if (arg.isTensorList()) {
         for (const auto& t : arg.toListRef()) {
           see(t.toTensor(), seen);
@@ -161,9 +159,49 @@ class Kernel final : public c10::OperatorKernel {
     return seen;
   }
 
+  // The dtype that chooses the kernel, and the device of the results.
+  void find_key(const torch::jit::Stack& stack, size_t begin, const OpInfo& info, Inspection& seen) const {
+    auto consider = [&](const at::Tensor& t) {
+      if (!t.defined() || t.device().type() != kNpu) return false;
+      seen.dtype = t.scalar_type();
+      seen.device = t.device().index();
+      return true;
+    };
+    seen.eligible = false;
+    if (!lowering_->promotes) {
+      const auto& value = stack[begin + lowering_->key_arg];
+      if (value.isTensor())
+        seen.eligible = consider(value.toTensor());
+      else if (value.isTensorList() && !value.toListRef().empty())
+        seen.eligible = consider(value.toListRef()[0].toTensor());
+      return;
+    }
+    at::native::ResultTypeState state;
+    const at::Tensor* first = nullptr;
+    bool same = true;
+    for (size_t i = lowering_->key_arg; i < info.args.size(); ++i) {
+      if (form_ == Form::Out && info.args[i].written) continue;
+      const auto& value = stack[begin + i];
+      if (value.isTensor()) {
+        const auto& t = value.toTensor();
+        if (!t.defined()) continue;
+        seen.eligible |= consider(t);
+        if (!first)
+          first = &t;
+        else
+          same &= t.scalar_type() == first->scalar_type();
+        state = at::native::update_result_type_state(t, state);
+      } else if (i == lowering_->key_arg + 1 && value.isScalar()) {
+        same = false;  // self (op) number; numbers further on (alpha, value) do not promote
+        state = at::native::update_result_type_state(value.toScalar(), state);
+      }
+    }
+    if (seen.eligible && !same) seen.dtype = at::native::result_type(state);
+  }
+
   // Runs the kernel; false if it declined (returned NotImplemented), with the stack untouched.
-  bool call(const c10::OperatorHandle& op, const OpInfo& info, torch::jit::Stack& stack, Route route,
-            const Inspection& seen) const {
+  bool call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, const OpInfo& info,
+            torch::jit::Stack& stack, Route route, const Inspection& seen) const {
     py::gil_scoped_acquire gil;
     const size_t begin = stack.size() - info.args.size();
     size_t count = info.args.size();
@@ -178,14 +216,24 @@ class Kernel final : public c10::OperatorKernel {
       std::optional<MindSporeLock> lock;
       if (route == Route::MindSpore) lock.emplace();
       py::tuple args(count);
-      for (size_t i = 0; i < count; ++i) args[i] = to_python(stack[begin + i], info.args[i], route);
+      for (size_t i = 0; i < count; ++i) {
+        const bool cast = lowering_->promotes && i >= lowering_->key_arg;
+        args[i] =
+            to_python(stack[begin + i], info.args[i], route, cast ? seen.dtype : at::ScalarType::Undefined);
+      }
       const auto& fn = route == Route::MindSpore ? lowering_->mindspore : lowering_->csrc;
       result = py::reinterpret_steal<py::object>(PyObject_CallObject(fn.ptr(), args.ptr()));
     }
     if (!result) {
       py::error_already_set cause;
-      py::raise_from(cause, PyExc_RuntimeError,
-                     (info.name + " failed on route " + route_name(route) + " (" + cause.what() + ")").c_str());
+      // If the arguments are wrong, torch's own kernel says so in torch's words.
+      {
+        py::gil_scoped_release nogil;
+        host_route(op, keys, &stack);
+      }
+      py::raise_from(
+          cause, PyExc_RuntimeError,
+          (info.name + " failed on route " + route_name(route) + " (" + cause.what() + ")").c_str());
       throw py::error_already_set();
     }
     if (result.ptr() == Py_NotImplemented) {
@@ -199,11 +247,18 @@ class Kernel final : public c10::OperatorKernel {
     return true;
   }
 
-  static py::object to_python(const c10::IValue& value, const ArgInfo& arg, Route route) {
+  // `cast`: the dtype that tensors must have, or Undefined.
+  py::object to_python(const c10::IValue& value, const ArgInfo& arg, Route route, at::ScalarType cast) const {
+    auto lend = [&](const at::Tensor& t) {
+      return route == Route::MindSpore ? lend_to_mindspore(t) : py::cast(t);
+    };
     auto tensor = [&](const at::Tensor& t) -> py::object {
       if (!t.defined()) return py::none();
-      if (t.device().type() != kNpu) return py::cast(t.item());
-      return route == Route::MindSpore ? lend_to_mindspore(t) : py::cast(t);
+      if (t.device().type() != kNpu) return number(t.item());
+      if (cast != at::ScalarType::Undefined && t.scalar_type() != cast) return lend(t.to(cast).contiguous());
+      // MindSpore makes views contiguous, too, but takes five times as long.
+      if (!lowering_->strided && !t.is_contiguous()) return lend(t.contiguous());
+      return lend(t);
     };
     if (value.isTensor()) return tensor(value.toTensor());
     if (value.isTensorList()) {
@@ -222,6 +277,12 @@ class Kernel final : public c10::OperatorKernel {
       return py::reinterpret_borrow<py::object>(
           reinterpret_cast<PyObject*>(torch::getTHPDtype(static_cast<at::ScalarType>(value.toInt()))));
     return torch::jit::toPyObject(value);
+  }
+
+  static py::object number(const c10::Scalar& s) {
+    if (s.isBoolean()) return py::bool_(s.toBool());
+    if (s.isIntegral(false)) return py::int_(s.toLong());
+    return py::float_(s.toDouble());
   }
 
   // Turns what the kernel returned into npu tensors; anything else (a bool, a number) is left in `plain`.
@@ -261,7 +322,8 @@ class Kernel final : public c10::OperatorKernel {
   }
 
   void finish(const c10::OperatorHandle& op, const OpInfo& info, torch::jit::Stack& stack, size_t begin,
-              py::handle result, std::vector<at::Tensor> results, const std::optional<py::object>& plain) const {
+              py::handle result, std::vector<at::Tensor> results,
+              const std::optional<py::object>& plain) const {
     const auto& returns = op.schema().returns();
     if (form_ == Form::Functional) {
       stack.erase(stack.begin() + static_cast<int64_t>(begin), stack.end());
@@ -271,8 +333,8 @@ class Kernel final : public c10::OperatorKernel {
         TORCH_INTERNAL_ASSERT(returns.size() == 1);
         stack.push_back(torch::jit::toIValue(*plain, returns[0].real_type()));
       } else {
-        TORCH_INTERNAL_ASSERT(returns.size() == results.size(), info.name, ": the lowering returned ", results.size(),
-                              " values, the schema has ", returns.size());
+        TORCH_INTERNAL_ASSERT(returns.size() == results.size(), info.name, ": the lowering returned ",
+                              results.size(), " values, the schema has ", returns.size());
         for (auto& r : results) stack.emplace_back(std::move(r));
       }
       return;
@@ -281,16 +343,18 @@ class Kernel final : public c10::OperatorKernel {
     for (size_t i = 0; i < info.args.size(); ++i) {
       if (!info.args[i].written) continue;
       auto& value = stack[begin + i];
-      if (value.isTensor()) written.push_back(value.toTensor());
+      if (value.isTensor())
+        written.push_back(value.toTensor());
       else
         for (const auto& t : value.toListRef()) written.push_back(t.toTensor());
     }
-    TORCH_INTERNAL_ASSERT(written.size() == results.size(), info.name, ": the lowering returned ", results.size(),
-                          " values for ", written.size(), " written tensors");
+    TORCH_INTERNAL_ASSERT(written.size() == results.size(), info.name, ": the lowering returned ",
+                          results.size(), " values for ", written.size(), " written tensors");
     for (size_t i = 0; i < written.size(); ++i) write(info, written[i], results[i]);
     stack.erase(stack.begin() + static_cast<int64_t>(begin), stack.end());
     if (returns.empty()) return;
-    if (returns[0].type()->kind() == c10::TypeKind::ListType) stack.emplace_back(c10::List<at::Tensor>(written));
+    if (returns[0].type()->kind() == c10::TypeKind::ListType)
+      stack.emplace_back(c10::List<at::Tensor>(written));
     else
       for (auto& t : written) stack.emplace_back(t);
   }
@@ -312,7 +376,7 @@ class Kernel final : public c10::OperatorKernel {
     }
   }
 
-  std::shared_ptr<Lowering> lowering_;
+  const Lowering* lowering_;
   Form form_;
 };
 
@@ -334,9 +398,14 @@ std::vector<at::ScalarType> dtypes_of(const py::iterable& dtypes) {
   return out;
 }
 
+const Lowering* immortal(const std::shared_ptr<Lowering>& lowering) {
+  return (new std::shared_ptr<Lowering>(lowering))->get();
+}
+
 // Registrations live as long as the process: the dispatcher keeps the kernels.
 torch::Library& library() {
-  static auto* lib = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+  static auto* lib =
+      new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
   return *lib;
 }
 
@@ -349,7 +418,7 @@ void bind_lowerings(py::module_& m) {
       .value("OUT", Form::Out);
   py::class_<Lowering, std::shared_ptr<Lowering>>(m, "Lowering")
       .def(py::init([](std::string name, py::object mindspore, py::iterable mindspore_dtypes, py::object csrc,
-                       py::iterable csrc_dtypes, size_t key_arg, bool mixed) {
+                       py::iterable csrc_dtypes, size_t key_arg, bool mixed, bool promotes, bool strided) {
              auto self = std::make_shared<Lowering>();
              self->name = std::move(name);
              self->mindspore = std::move(mindspore);
@@ -358,21 +427,27 @@ void bind_lowerings(py::module_& m) {
              self->csrc_dtypes = dtype_mask(dtypes_of(csrc_dtypes));
              self->key_arg = key_arg;
              self->mixed = mixed;
+             self->promotes = promotes;
+             self->strided = strided;
              return self;
            }),
            py::arg("name"), py::kw_only(), py::arg("mindspore"), py::arg("mindspore_dtypes"), py::arg("csrc"),
-           py::arg("csrc_dtypes"), py::arg("key_arg"), py::arg("mixed"))
+           py::arg("csrc_dtypes"), py::arg("key_arg"), py::arg("mixed"), py::arg("promotes"),
+           py::arg("strided"))
       .def(
           "set_auto",
-          [](Lowering& self, at::ScalarType dtype, const std::string& below, const std::string& above, int64_t numel) {
+          [](Lowering& self, at::ScalarType dtype, const std::string& below, const std::string& above,
+             int64_t numel) {
             Lowering::Auto a{route_of(below), route_of(above), numel};
             for (Route r : {a.below, a.above})
               if (!self.has(r, dtype))
-                throw py::value_error(self.name + " has no kernel on route " + route_name(r) + " for this dtype.");
+                throw py::value_error(self.name + " has no kernel on route " + route_name(r) +
+                                      " for this dtype.");
             self.automatic[static_cast<int>(dtype)] = a;
           },
           py::arg("dtype"), py::arg("below"), py::arg("above"), py::arg("numel"),
-          "Route 'auto' for `dtype`: `below` for calls whose largest tensor has fewer than `numel` elements, else "
+          "Route 'auto' for `dtype`: `below` for calls whose largest tensor has fewer than `numel` elements, "
+          "else "
           "`above`.")
       .def("auto_route",
            [](const Lowering& self, at::ScalarType dtype, int64_t numel) {
@@ -385,7 +460,7 @@ void bind_lowerings(py::module_& m) {
       [](const std::string& overload, std::shared_ptr<Lowering> lowering, Form form) {
         drop_host_kernel("aten::" + overload);
         library().impl(overload.c_str(), torch::CppFunction::makeFromBoxedFunctor(
-                                             std::make_unique<Kernel>(std::move(lowering), form)));
+                                             std::make_unique<Kernel>(immortal(lowering), form)));
       },
       py::arg("overload"), py::arg("lowering"), py::arg("form"),
       "Makes `lowering` the npu kernel of aten::`overload`.");

@@ -1,0 +1,103 @@
+"""The table of lowerings: which MindSpore or csrc kernel computes an aten operator, for which dtypes.
+
+A lowering is a function of all arguments of the functional operator's schema, in order. Route mindspore lends
+npu tensors as ``ms.Tensor``; dtypes come as ``torch.dtype``, lists of numbers as Python lists, host scalars
+as Python numbers. It returns fresh tensors of torch's result dtype, one per return of the schema, or
+``NotImplemented`` for arguments that it does not take, which then run on the host route. In-place and
+``out=`` overloads are derived (:mod:`.schemas`); the C++ kernel (csrc/aten/lowering.cpp) writes their
+results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from mindspeed_ms import _runtime
+from mindspeed_ms.ops import schemas
+
+FLOATS = (torch.float32, torch.float16, torch.float64)
+INTS = (torch.int64, torch.int32)
+BOOL = (torch.bool,)
+ALL = FLOATS + INTS + BOOL
+
+
+@dataclass
+class Lowering:
+    """One functional operator's kernels; see :func:`lowering` for the fields."""
+
+    name: str
+    overloads: list[schemas.Overload]
+    mindspore: Callable[..., Any] | None = None
+    mindspore_dtypes: tuple[torch.dtype, ...] = ()
+    csrc: Callable[..., Any] | None = None
+    csrc_dtypes: tuple[torch.dtype, ...] = ()
+    key_arg: int = 0
+    mixed: bool = False
+    promotes: bool = False
+    strided: bool = False
+    handle: Any = field(default=None, repr=False)
+    """The registered ``_runtime.Lowering``, None before :func:`register_all`."""
+
+    def routes(self, dtype: torch.dtype) -> tuple[str, ...]:
+        """Routes that may take a call of this dtype; host always may."""
+        has = (("mindspore", self.mindspore_dtypes), ("csrc", self.csrc_dtypes), ("host", (dtype,)))
+        return tuple(route for route, dtypes in has if dtype in dtypes)
+
+
+table: dict[str, Lowering] = {}
+"""Functional operator (``aten::add.Tensor``) -> its lowering."""
+
+
+def declare(name: str, function: Callable[..., Any], dtypes: Iterable[torch.dtype], **options: Any) -> None:
+    """Enters `function` as the MindSpore kernel of operator `name`; `options` as for :func:`lowering`.
+
+    Raises:
+        LookupError: torch has no such functional operator.
+        ValueError: it has a lowering already.
+    """
+    if name in table:
+        raise ValueError(f"{name} has two lowerings; remove one.")
+    table[name] = Lowering(
+        name, schemas.overloads(name), mindspore=function, mindspore_dtypes=tuple(dtypes), **options
+    )
+
+
+def lowering(*names: str, dtypes: Iterable[torch.dtype], **options: Any) -> Callable[[Callable], Callable]:
+    """Decorator: the function is the MindSpore kernel of the functional aten operators `names`.
+
+    Args:
+        dtypes: of the deciding tensor, for which MindSpore's kernel is right.
+        key_arg: index of the deciding tensor argument (default 0).
+        mixed: other tensor arguments may have other dtypes (indices, masks).
+        promotes: tensors from `key_arg` on are cast to torch's common dtype first, which is then the deciding
+            one.
+        strided: the kernel reads transposed views as they are; others are lent contiguous tensors.
+    """
+
+    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name in names:
+            declare(name, function, dtypes, **options)
+        return function
+
+    return enter
+
+
+def register_all() -> None:
+    """Registers the table with torch's dispatcher. Once per process."""
+    for entry in table.values():
+        entry.handle = _runtime.Lowering(
+            entry.name,
+            mindspore=entry.mindspore,
+            mindspore_dtypes=entry.mindspore_dtypes,
+            csrc=entry.csrc,
+            csrc_dtypes=entry.csrc_dtypes,
+            key_arg=entry.key_arg,
+            mixed=entry.mixed,
+            promotes=entry.promotes,
+            strided=entry.strided,
+        )
+        for overload in entry.overloads:
+            _runtime.register_lowering(overload.name, entry.handle, overload.form)
