@@ -34,6 +34,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch.distributed.checkpoint.api import CheckpointException
 
 from .data import Progress
 from .distributed import any_rank, is_first_rank, is_last_rank, print_first
@@ -162,6 +163,13 @@ def restore_rng(states: list[dict[str, Any]]) -> None:
     tensor_parallel.get_cuda_rng_tracker().set_states(state["rng_tracker_states"])
 
 
+def first_line(error: BaseException) -> str:
+    """First line of what went wrong; of the first rank's failure where torch collected them."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class Checkpointer:
     """Saves and loads model chunks, optimizer, scheduler, progress, random generators, loss history."""
 
@@ -234,19 +242,24 @@ class Checkpointer:
             return
         target = folder(args.save, iteration)
         part = target.with_name(f"{target.name}.incomplete")
-        failure: Exception | None = None
+        failure: BaseException | None = None
         try:
             if is_first_rank():
                 shutil.rmtree(part, ignore_errors=True)
                 part.mkdir(parents=True)
             dist.barrier()
             self._write(part)
-        except (OSError, dist_checkpointing.core.CheckpointingException, RuntimeError) as error:
+        except (
+            OSError,
+            RuntimeError,
+            dist_checkpointing.core.CheckpointingException,
+            CheckpointException,
+        ) as error:
             failure = error
         if any_rank(failure is not None):
             raise RecipeError(
                 f"the checkpoint of iteration {iteration} could not be saved in {args.save} "
-                f"({failure or 'another rank says why'}); the newest one there is "
+                f"({first_line(failure) if failure else 'another rank says why'}); the newest one there is "
                 f"{latest_iteration(args.save) or 'none'}"
             ) from failure
         if is_first_rank():
@@ -332,18 +345,19 @@ class Checkpointer:
                 unwrap(chunk).load_state_dict(state["model" if len(self.model) == 1 else f"model{index}"])
             if with_optimizer:
                 self.optimizer.load_state_dict(state["optimizer"])
-                self.scheduler.load_state_dict(state["opt_param_scheduler"])
+                self._load_scheduler(state["opt_param_scheduler"])
                 for adam in self._adam_states():
                     # The distributed optimizer gives all parameters one counter, the dummy update's; torch's
                     # Adam would count it up once for each of them.
                     adam["step"] = torch.full_like(adam["step"], state["adam_step"])
             elif args.fp16 or args.bf16 or args.use_distributed_optimizer:
                 self.optimizer.reload_model_params()
-        except Exception as error:
+        except RecipeError:
+            raise
+        except (Exception, CheckpointException) as error:
             # Whatever the cause, a file, a shape or a layout: the user must learn which checkpoint and why.
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise RecipeError(
-                f"the checkpoint {source} does not fit this run: {first}; "
+                f"the checkpoint {source} does not fit this run: {first_line(error)}; "
                 "use the model and parallel flags that it was saved with, or another one by --ckpt-step"
             ) from error
         if resume:
@@ -357,6 +371,15 @@ class Checkpointer:
                 self._last_saved = iteration
         print_first(f"loaded checkpoint of iteration {iteration} from {source}")
         return True
+
+    def _load_scheduler(self, state: dict[str, Any]) -> None:
+        try:
+            self.scheduler.load_state_dict(state)
+        except AssertionError as error:
+            raise RecipeError(
+                f"{first_line(error)} (in samples): --override-opt_param-scheduler follows the flags, "
+                "--use-checkpoint-opt_param-scheduler the checkpoint"
+            ) from error
 
     def _read(self, source: Path, optimizer: bool, rng: bool) -> dict[str, Any]:
         metadata = self._metadata()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
-from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.core.datasets.indexed_dataset import IndexedDataset, _IndexReader
 from megatron.core.datasets.utils import get_blend_from_list
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -65,12 +66,12 @@ def check_files(prefix: str) -> IndexedDataset:
                 ".bin/.idx pair without the ending (examples/prepare_data.py makes one)"
             )
     try:
-        dataset = IndexedDataset(prefix)
-    except (AssertionError, ValueError, KeyError, OSError) as error:
+        # The reader alone first: a half-made IndexedDataset complains once more when it is thrown away.
+        reader = _IndexReader(prefix + ".idx", multimodal=False)
+    except (AssertionError, ValueError, KeyError, OSError, struct.error) as error:
         raise RecipeError(
-            f"{prefix}.idx is no index of Megatron's indexed dataset ({error}); make it again"
+            f"{prefix}.idx is no index of Megatron's indexed dataset ({error}): make it again"
         ) from error
-    reader = dataset.index
     described = int(reader.sequence_lengths.sum(dtype=np.int64)) * reader.dtype_size
     actual = os.path.getsize(prefix + ".bin")
     if described != actual:
@@ -78,7 +79,7 @@ def check_files(prefix: str) -> IndexedDataset:
             f"{prefix}.idx describes {described} bytes but {prefix}.bin has {actual}: "
             "they are not of the same data"
         )
-    return dataset
+    return IndexedDataset(prefix)
 
 
 def check_data(config: GPTDatasetConfig, sizes: Sequence[int]) -> None:

@@ -23,6 +23,10 @@ from .data import Batch, Progress, on_device
 from .errors import RecipeError
 
 LOSS = "lm loss"
+DIVERGED = (
+    "training stops before it changes the weights, saved checkpoints are intact; "
+    "lower --lr or raise --lr-warmup-iters"
+)
 Iterators = Sequence[Iterator[Batch] | None]
 
 
@@ -49,10 +53,7 @@ def token_loss(
     loss = torch.sum(losses.view(-1).float() * mask)
     tokens = mask.sum().detach().to(torch.int)
     if args.check_for_nan_in_grad and not torch.isfinite(loss):
-        raise RecipeError(
-            f"the loss of iteration {progress.iteration + 1} is {loss.item()}: training stops before it "
-            "changes the weights, saved checkpoints are intact; lower --lr or raise --lr-warmup-iters"
-        )
+        raise RecipeError(f"the loss of iteration {progress.iteration + 1} is {loss.item()}: {DIVERGED}")
     return loss, tokens, {LOSS: torch.stack([loss.detach(), tokens.float()])}
 
 
@@ -141,7 +142,15 @@ def train_step(
     for chunk in model:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    total = run_schedule(args, progress, iterators, model, forward_only=False)
+    try:
+        total = run_schedule(args, progress, iterators, model, forward_only=False)
+    except RuntimeError as error:
+        # How Megatron-Core's check of the gradients, which precedes their reduction, reports what it found.
+        if "Unexpected result" not in str(error):
+            raise
+        raise RecipeError(
+            f"a gradient of iteration {progress.iteration + 1} is NaN or infinite: {DIVERGED}"
+        ) from error
     updated, grad_norm, zeros = optimizer.step()
     updated = model_parallel_max(0.0 if updated else 1.0) == 0.0
     grad_norm = model_parallel_max(grad_norm)

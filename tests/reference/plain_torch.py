@@ -334,16 +334,21 @@ def install() -> None:
     sys.path.insert(0, str(Path(__file__).parent / "no_device"))
 
 
+def run_script(script: str, args: list[str]) -> None:
+    """Runs `script` as `__main__`, as `python SCRIPT ARGS` would."""
+    sys.argv = [script, *args]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(script)))
+    runpy.run_path(script, run_name="__main__")
+
+
 def main() -> None:
-    """Entry point: runs SCRIPT as `__main__` with ARGS."""
+    """Entry point."""
     parser = argparse.ArgumentParser(usage="python -m tests.reference.plain_torch SCRIPT ARGS...")
     parser.add_argument("script")
     parser.add_argument("args", nargs=argparse.REMAINDER)
     chosen = parser.parse_args()
     install()
-    sys.argv = [chosen.script, *chosen.args]
-    sys.path.insert(0, os.path.dirname(os.path.abspath(chosen.script)))
-    runpy.run_path(chosen.script, run_name="__main__")
+    run_script(chosen.script, chosen.args)
 
 
 if __name__ == "__main__":

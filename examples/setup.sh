@@ -1,0 +1,36 @@
+# Sourced by the other scripts: makes .venv with the project in it, once, and activates it.
+#   . examples/setup.sh [EXTRAS]      EXTRAS: comma-separated extras of setup.py; default: recipe
+# A finished set-up is recognised by .venv/.ready-EXTRAS, which holds the checksum of what it was made from.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+PYTHON="${PYTHON:-python3}"
+
+set_up() {
+    local extras="$1" mark="$ROOT/.venv/.ready-$1" sources
+    sources="$(cd "$ROOT" && find setup.py pyproject.toml csrc -type f | sort | xargs cksum | cksum)"
+    if [ -f "$mark" ] && [ "$(cat "$mark")" = "$sources" ]; then
+        . "$ROOT/.venv/bin/activate"
+        return
+    fi
+    if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'; then
+        echo "$PYTHON is not Python 3.10 - 3.12: set PYTHON to one that is" >&2
+        return 1
+    fi
+    if ! "$PYTHON" -c 'import ensurepip' 2> /dev/null; then
+        echo "$PYTHON cannot make virtual environments: install its venv package (Debian: python3-venv)" >&2
+        return 1
+    fi
+    if ! command -v g++ > /dev/null; then
+        echo "there is no C++ compiler: install one (Debian: g++)" >&2
+        return 1
+    fi
+    [ -x "$ROOT/.venv/bin/python" ] || "$PYTHON" -m venv "$ROOT/.venv" || return 1
+    . "$ROOT/.venv/bin/activate"
+    # One copy of torch serves the build and the run: with build isolation pip would fetch a second one.
+    python -m pip install --quiet --upgrade pip 'setuptools>=77' wheel ninja 'pybind11>=2.13' \
+        'numpy<2' 'torch==2.13.*' || return 1
+    python -m pip install --quiet --no-build-isolation --editable "$ROOT[$extras]" || return 1
+    echo "$sources" > "$mark"
+}
+
+set_up "${1:-recipe}" || exit 1

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Sets everything up and runs the tests.
+#   tests/run.sh [arguments of pytest]
+# Needs Python 3.10 - 3.12 and g++. Running it again keeps the set-up.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. examples/setup.sh recipe,test
+exec python -m pytest -q "$@"
