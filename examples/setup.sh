@@ -34,3 +34,19 @@ set_up() {
 }
 
 set_up "${1:-recipe}" || exit 1
+
+# What a training script uses: data made once, and the command that starts NPROC processes (default 1).
+cd "$ROOT"
+DATA=(
+    --data-path runs/data/stdlib --split 95,5,0
+    --tokenizer-type HuggingFaceTokenizer --tokenizer-model runs/data/tokenizer
+    --no-create-attention-mask-in-dataloader --num-workers 0
+)
+START=(python)
+[ "${NPROC:-1}" -eq 1 ] || START=(torchrun --standalone --nproc-per-node "$NPROC")
+# Waiting threads of torch's and of MindSpore's pool must not spin on cores that the other pool needs.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+
+prepare_data() {
+    python examples/prepare_data.py --output-dir runs/data --vocab-size 4096
+}

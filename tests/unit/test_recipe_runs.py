@@ -209,7 +209,7 @@ def test_corrupted_checkpoint_names_the_others(plain, copied, data, damage):
         file.unlink()
     text = plain(on(data, "--load", str(copied))).error()
     assert file.name in text
-    assert "[3]" in text
+    assert "there are: 3" in text
 
 
 def test_damaged_tracker_file(plain, copied, data):
