@@ -222,15 +222,18 @@ CONFIGS = (
 
 
 def refusal(field: str) -> str | None:
-    """Why the recipe takes no flag for this config field; None if it takes one."""
+    """Why the recipe takes no flag for this config field or one that starts so; None if it does."""
     return next((why for prefix, why in REFUSED_PREFIXES.items() if field.startswith(prefix)), None)
 
 
 def build_parser() -> FlagParser:
     """The parser: the recipe's settings, then the fields of Megatron-Core's configs."""
     fields = {field.name for config in CONFIGS for field in dataclasses.fields(config)}
-    refused = {field.replace("_", "-"): why for field in fields if (why := refusal(field))}
-    parser = FlagParser({**refused, **REFUSED_FLAGS}, prog="pretrain_gpt.py", description=__doc__)
+    parser = FlagParser(
+        lambda flag: REFUSED_FLAGS.get(flag) or refusal(flag.replace("-", "_")),
+        prog="pretrain_gpt.py",
+        description=__doc__,
+    )
     for settings in SETTINGS:
         add_flags(parser, settings, NAMES, {}, {}, frozenset())
     excluded = SET_BY_RECIPE | {field for field in fields if refusal(field)}

@@ -13,7 +13,7 @@ import os
 import sys
 import textwrap
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -138,8 +138,8 @@ def add_flags(
 class FlagParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one sentence, printed by rank 0 only, and name the nearest flag."""
 
-    def __init__(self, refused: Mapping[str, str], **keywords: Any) -> None:
-        """`refused`: stock flag -> why this recipe does not take it."""
+    def __init__(self, refused: Callable[[str], str | None], **keywords: Any) -> None:
+        """`refused`: why the recipe does not take a stock flag (without the hyphens in front), or None."""
         super().__init__(allow_abbrev=False, **keywords)
         self.refused = refused
 
@@ -157,7 +157,7 @@ class FlagParser(argparse.ArgumentParser):
         name = rest[0].split("=")[0]
         if not name.startswith("--"):
             self.error(f"{name!r} belongs to no flag")
-        if name.lstrip("-") in self.refused:
-            self.error(f"{name} is not supported by this recipe: {self.refused[name.lstrip('-')]}")
+        if why := self.refused(name.lstrip("-")):
+            self.error(f"{name} is not supported by this recipe: {why}")
         nearest = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.0)[0]
         self.error(f"unknown flag {name}; the nearest one is {nearest}")
