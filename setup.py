@@ -65,6 +65,8 @@ setup(
     ],
     extras_require={
         "recipe": ["tokenizers", "matplotlib", "tensorboard"],
+        # what Megatron-LM's own training scripts import and megatron-core does not ask for
+        "megatron-lm": ["pydantic", "regex", "sentencepiece", "tiktoken", "tokenizers", "pybind11"],
         "test": ["pytest", "pytest-timeout", "expecttest"],
     },
     entry_points={

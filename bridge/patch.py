@@ -10,10 +10,11 @@ from mindspeed_ms import versions
 versions.check()
 
 # the versions come first: their message is the clear one
-from mindspeed_ms import coverage_report, device  # noqa: E402
+from mindspeed_ms import comm, coverage_report, device  # noqa: E402
 from mindspeed_ms.device import cuda  # noqa: E402
 from mindspeed_ms.patches import registry  # noqa: E402
 
+comm.install()  # first: it reads msrun's variables, of which the device count is one
 device.enable()
 cuda.redirect()
 registry.arm()

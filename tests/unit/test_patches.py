@@ -60,8 +60,19 @@ def test_targets_exist_in_each_release(wheel, version):
     assert [str(finding) for finding in verify(tree, declared())] == []
 
 
-def test_targets_exist_in_the_checkout(megatron_lm_path):
-    assert [str(finding) for finding in verify(megatron_lm_path, declared())] == []
+CHECKOUT_TAGS = ("core_v0.12.3", "core_v0.13.1", "core_v0.14.0", "core_v0.15.3", "core_v0.16.1")
+
+
+@pytest.mark.parametrize("tag", CHECKOUT_TAGS)
+def test_targets_exist_in_each_tag_of_a_checkout(megatron_lm_path, tmp_path, tag):
+    """The wheels hold megatron.core only; megatron.training and megatron.legacy are in the repository."""
+    git = ["git", "-C", str(megatron_lm_path)]
+    if subprocess.run([*git, "rev-parse", "-q", "--verify", tag], capture_output=True).returncode:
+        pytest.skip(f"{megatron_lm_path} does not have the tag {tag}")
+    archive = subprocess.run([*git, "archive", tag, "megatron"], capture_output=True, check=True, timeout=60)
+    subprocess.run(["tar", "-x", "-C", str(tmp_path)], input=archive.stdout, check=True, timeout=60)
+    assert tree_version(tmp_path) == tag.removeprefix("core_v")
+    assert [str(finding) for finding in verify(tmp_path, declared())] == []
 
 
 def test_drifted_targets_are_found():

@@ -111,3 +111,10 @@ def test_doctor_says_what_to_do(tmp_path):
     assert done.returncode == 1
     assert "pip install 'numpy<2'" in done.stdout
     assert "set OMP_NUM_THREADS=" in done.stdout
+
+
+def test_doctor_finds_this_machine_well():
+    done = cli("doctor", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all is well" in done.stdout
+    assert "96x96 matmul on npu" in done.stdout
