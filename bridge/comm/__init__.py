@@ -7,6 +7,7 @@ optional parts nor the native engine: both come with the first process group.
 
 from __future__ import annotations
 
+from mindspeed_ms.comm.groups import MindSporeGroup, mindspore_group
 from mindspeed_ms.comm.names import install, register, uninstall
 
-__all__ = ["install", "register", "uninstall"]
+__all__ = ["MindSporeGroup", "install", "mindspore_group", "register", "uninstall"]

@@ -27,7 +27,8 @@ RING_SLOTS = 4
 
 
 def chunk_bytes(world: int) -> int:
-    """Payload of one slot: a few of them must stay in the L2 cache, and rings grow with the square of the ranks."""
+    """Payload of one slot: a few of them must stay in the L2 cache, and rings grow with the square of the
+    ranks."""
     return 256 * 1024 if world <= 2 else 128 * 1024 if world <= 4 else 64 * 1024
 
 
@@ -36,7 +37,8 @@ class Call:
     """One collective or message. Tensors are contiguous and of an element type in :data:`DTYPES`.
 
     ``sends``/``recvs``: one tensor per peer where the collective has one per peer, else one. ``op`` is a
-    ``ReduceOp.RedOpType`` number, ``root`` the group rank of root or peer (-1: any sender), timeout in seconds.
+    ``ReduceOp.RedOpType`` number, ``root`` the group rank of root or peer (-1: any sender), timeout in
+    seconds.
     """
 
     kind: str
@@ -134,9 +136,11 @@ def connect(
     group: str,
     timeout: timedelta,
 ) -> SharedMemoryEngine:
-    """Engine for the ranks ``members``, all on this host; ``rank`` indexes them. ``store`` is this group's alone.
+    """Engine for the ranks ``members``, all on this host; ``rank`` indexes them. ``store`` is this group's
+    alone.
 
-    Whoever comes first creates the segment; its nonce travels through the store, so that no segment of another
+    Whoever comes first creates the segment; its nonce travels through the store, so that no segment of
+    another
     run can be taken for it. The memory has no name in any file system unless ``MINDSPEED_MS_SEGMENT=posix``
     (for kernels that refuse /proc/<pid>/fd to siblings), and then only until every rank has mapped it.
     Raises PeerLostError when a rank dies before it arrived, CollectiveTimeoutError after ``timeout``.
@@ -167,7 +171,8 @@ def connect(
         except RuntimeError as error:
             check()
             raise PeerLostError(
-                f"rank {global_ranks[rank]} cannot map the memory of group '{group}' ({error}): its creator has "
-                f"left already, or this kernel hides other processes' files (then set {SEGMENT_VARIABLE}=posix)"
+                f"rank {global_ranks[rank]} cannot map the memory of group '{group}' ({error}): its creator "
+                "has left already, or this kernel hides other processes' files (then set "
+                f"{SEGMENT_VARIABLE}=posix)"
             ) from error
     return SharedMemoryEngine(native.Engine(segment, rank, peers, group), creator)

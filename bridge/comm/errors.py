@@ -1,4 +1,7 @@
-"""What a collective raises. All are ``torch.distributed.DistBackendError``, so ``except`` clauses written for NCCL fit."""
+"""What a collective raises.
+
+All are ``torch.distributed.DistBackendError``, so ``except`` clauses written for NCCL fit.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ class PeerLostError(CollectiveError):
 
 
 class MismatchError(CollectiveError):
-    """The ranks of a group called different collectives, or the same with different shapes or element types."""
+    """The ranks of a group called different collectives, or the same with different shapes or element
+    types."""
 
 
 class CollectiveTimeoutError(CollectiveError):

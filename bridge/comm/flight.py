@@ -98,7 +98,8 @@ def dump(failed: ProcessGroupMindSpore, error: Exception) -> Path:
 
 
 def _remember(hook: Any) -> Any:
-    """An uncaught exception becomes the reason that the other ranks are told, at once: teardown may take long."""
+    """An uncaught exception becomes the reason that the other ranks are told, at once: teardown may take
+    long."""
 
     def excepthook(kind: type[BaseException], value: BaseException, traceback: Any) -> None:
         global _last_words

@@ -44,14 +44,16 @@ def adopt_msrun_environment(env: MutableMapping[str, str] = os.environ) -> bool:
 
 
 def threads_per_rank(env: MutableMapping[str, str] = os.environ) -> int:
-    """Threads that one rank should compute with: the cores it may use, shared among the ranks of this host."""
+    """Threads that one rank should compute with: the cores it may use, shared among the ranks of this
+    host."""
     cores = len(os.sched_getaffinity(0))
     local = int(env.get("LOCAL_WORLD_SIZE", env.get("MS_WORKER_NUM", "1")))
     return max(1, cores // max(1, local))
 
 
 def set_threads(env: MutableMapping[str, str] = os.environ) -> int | None:
-    """Sets OMP_NUM_THREADS to :func:`threads_per_rank` unless the user chose a value; call it before torch loads.
+    """Sets OMP_NUM_THREADS to :func:`threads_per_rank` unless the user chose a value; call it before torch
+    loads.
 
     torchrun itself sets OMP_NUM_THREADS=1 when nothing is set, and says so: that cannot be told from a user's
     choice, so it stays. Returns the number set, or None.

@@ -1,6 +1,8 @@
-"""Backend names: ``mindspore`` is registered, and what scripts say instead (``nccl``, ``hccl``, ...) leads to it.
+"""Backend names: ``mindspore`` is registered, and what scripts say instead (``nccl``, ``hccl``, ...) leads
+to it.
 
-Only the functions that make groups are wrapped, never a collective. A group keeps the name that the script gave:
+Only the functions that make groups are wrapped, never a collective. A group keeps the name that the script
+gave:
 ``torch.distributed.get_backend()`` answers "nccl" where the script said so.
 """
 
@@ -47,7 +49,8 @@ def is_ours(backend: str) -> bool:
 
 
 def install() -> None:
-    """Makes ``nccl``, ``hccl``, ``gloo``, ``"cpu:gloo,cuda:nccl"`` and no name at all mean this backend. Idempotent.
+    """Makes ``nccl``, ``hccl``, ``gloo``, ``"cpu:gloo,cuda:nccl"`` and no name at all mean this backend.
+    Idempotent.
 
     Groups made before keep theirs. ``MPI`` and ``fake`` stay what they are.
     """

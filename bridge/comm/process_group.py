@@ -26,7 +26,8 @@ def _listed(tensors: torch.Tensor | Tensors) -> Tensors:
 
 
 def _reduction(opts: Any) -> tuple[int, float]:
-    """(RedOpType number, factor) of a ReduceOp, a RedOpType, or an options object that holds one; default SUM."""
+    """(RedOpType number, factor) of a ReduceOp, a RedOpType, or an options object that holds one; default
+    SUM."""
     op = getattr(opts, "reduceOp", opts)
     if op is None:
         return 0, 1.0
@@ -106,7 +107,8 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         global_ranks: Sequence[int] | None = None,
     ) -> None:
         super().__init__(rank, size)
-        # A store outlives destroy_process_group(): the keys of each generation of a name must differ. Every rank
+        # A store outlives destroy_process_group(): the keys of each generation of a name must differ.
+        # Every rank
         # of a group makes it equally often.
         generation = _generations[group_name]
         _generations[group_name] += 1
@@ -122,7 +124,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         roster.publish(self._store, rank)
         flight.register(self)
 
-    # ---- identity -------------------------------------------------------------------------------------------
+    # ---- identity --------------------
 
     def getBackendName(self) -> str:
         return "mindspore"
@@ -183,7 +185,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
     def perform_nocolor_split(self, device: torch.device) -> None:
         """What non-members call while others split; nothing to do here."""
 
-    # ---- life -----------------------------------------------------------------------------------------------
+    # ---- life --------------------
 
     @property
     def engine(self) -> Engine:
@@ -288,7 +290,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
             tensor.view(-1).split(tensor.numel() // self._size) if tensor.numel() else [tensor] * self._size
         )
 
-    # ---- reductions -----------------------------------------------------------------------------------------
+    # ---- reductions --------------------
 
     def allreduce(self, tensors: torch.Tensor | Tensors, opts: Any = None) -> CollectiveWork:
         tensors = _listed(tensors)
@@ -348,7 +350,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
 
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
 
-    # ---- moving data ----------------------------------------------------------------------------------------
+    # ---- moving data --------------------
 
     def broadcast(self, tensors: torch.Tensor | Tensors, opts: Any = None) -> CollectiveWork:
         (tensor,) = _listed(tensors)
@@ -461,7 +463,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         if len(tensors) != self._size:
             raise ValueError(f"{what} needs one tensor per rank, {self._size}, got {len(tensors)}")
 
-    # ---- point to point, barriers ---------------------------------------------------------------------------
+    # ---- point to point, barriers --------------------
 
     def send(self, tensors: Tensors, peer: int, tag: int = 0) -> CollectiveWork:
         (tensor,) = tensors

@@ -20,7 +20,8 @@ HOST_VARIABLE = "MINDSPEED_MS_HOST_ID"
 
 @dataclass(frozen=True)
 class Member:
-    """One rank's process. ``host`` is equal for ranks that can share memory, ``start_time`` in clock ticks."""
+    """One rank's process. ``host`` is equal for ranks that can share memory, ``start_time`` in clock
+    ticks."""
 
     host: str
     pid: int

@@ -1,4 +1,5 @@
-"""``torch.distributed.Work`` of this backend: waits, futures, and copying back into non-contiguous outputs."""
+"""``torch.distributed.Work`` of this backend: waits, futures, and copying back into non-contiguous
+outputs."""
 
 from __future__ import annotations
 
@@ -19,8 +20,10 @@ _FAILURE_TYPES = {code: errors.BY_NAME[name] for name, code in _native.comm.FAIL
 class CollectiveWork(dist.Work):
     """Work over one or several started calls.
 
-    ``finish`` runs once, on the thread that first sees success (copies staged outputs back). ``result`` is what
-    the future resolves to: the output tensors. ``on_failure(error)`` is told of a failure before it is raised.
+    ``finish`` runs once, on the thread that first sees success (copies staged outputs back). ``result`` is
+    what
+    the future resolves to: the output tensors. ``on_failure(error)`` is told of a failure before it is
+    raised.
     """
 
     def __init__(
@@ -121,7 +124,8 @@ class CollectiveWork(dist.Work):
 
 
 class _Completer:
-    """Resolves futures that somebody asked for before their work was done. One daemon thread, started on demand."""
+    """Resolves futures that somebody asked for before their work was done. One daemon thread, started on
+    demand."""
 
     def __init__(self) -> None:
         self._works: list[CollectiveWork] = []

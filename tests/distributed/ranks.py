@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -22,6 +23,13 @@ class RankFailed(AssertionError):
 def free_store() -> dist.TCPStore:
     """Store served by this process, on a port that the system chose."""
     return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _main(
@@ -54,7 +62,8 @@ def start(
 def run(
     target: Callable[..., Any], world: int, *args: Any, timeout: float = 120, env: dict | None = None
 ) -> list[Any]:
-    """Results of ``target(rank, world, store, *args)`` of every rank. Raises RankFailed, also after ``timeout``."""
+    """Results of ``target(rank, world, store, *args)`` of every rank. Raises RankFailed, also after
+    ``timeout``."""
     store = free_store()
     results = multiprocessing.get_context("spawn").Queue()
     processes = start(target, world, store.port, results, *args, env=env)

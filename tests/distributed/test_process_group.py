@@ -1,4 +1,5 @@
-"""Collectives of the backend against closed forms: forms, views, element types, sub-groups, threads, life cycle."""
+"""Collectives of the backend against closed forms: forms, views, element types, sub-groups, threads, life
+cycle."""
 
 import threading
 from datetime import timedelta
@@ -99,10 +100,11 @@ def reductions(rank, world, store):
     assert t.item() == torch.tensor(256.0 + world - 1).to(torch.bfloat16).item()
     t = torch.tensor([1.0, float("nan") if rank == 1 else 2.0])
     dist.all_reduce(t, op.MAX)
-    assert t[0] == 1 and t[1].isnan()
+    assert t[0] == 1
+    assert t[1].isnan()
     with pytest.raises(TypeError, match=r"BAND is not defined for torch.float32"):
         dist.all_reduce(torch.ones(1), op.BAND)
-    with pytest.raises(TypeError, match="cannot reduce or send torch.float8"):
+    with pytest.raises(TypeError, match="cannot reduce or send"):
         dist.all_reduce(torch.ones(4).to(torch.float8_e4m3fn))
     moved = torch.full((5,), float(rank)).to(torch.float8_e4m3fn)
     dist.broadcast(moved, 1)
@@ -154,7 +156,8 @@ def asynchronous(rank, world, store):
     works = [dist.all_reduce(t, async_op=True) for t in tensors]
     futures = [w.get_future() for w in works]
     for future, t in zip(futures, tensors, strict=True):
-        assert future.wait()[0] is t and (t == sum(range(world))).all()
+        assert future.wait()[0] is t
+        assert (t == sum(range(world))).all()
     assert all(w.is_completed() and w.is_success() and w.exception() is None for w in works)
     dropped = torch.ones(200_000)
     dist.all_reduce(dropped, async_op=True)  # nobody keeps the Work, nor waits

@@ -1,0 +1,104 @@
+"""Process groups as MindSpore knows them: a name and the global ranks, for MindSpore's own communication ops.
+
+On Ascend each becomes an HCCL group (``mindspore.communication.create_group``), which is what fused operators
+such as ``all_gather_matmul`` take as ``group=``. On the CPU target nothing computes with them, and a group is
+made in MindSpore only once MindSpore's communication is up (:func:`start_mindspore`).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+
+@dataclass
+class MindSporeGroup:
+    """``name`` is equal on all ranks of the group; ``ranks`` are global; ``created``: exists inside
+    MindSpore."""
+
+    name: str
+    ranks: tuple[int, ...]
+    created: bool = False
+
+
+_known: dict[str, MindSporeGroup] = {}
+_lock = threading.Lock()
+
+
+def _key(group: dist.ProcessGroup) -> tuple[str, tuple[int, ...]]:
+    ranks = tuple(dist.get_process_group_ranks(group))
+    label = group.group_desc if group.group_desc not in ("", "undefined") else "group"
+    return f"{label}-{group.group_name}", ranks
+
+
+def mindspore_group(group: dist.ProcessGroup | None = None) -> MindSporeGroup:
+    """The MindSpore side of a torch process group (None: the default group); made known on first use.
+
+    Raises ValueError for a group this rank is no member of, or that torch has destroyed.
+    """
+    group = group if group is not None else c10d._get_default_group()
+    if group is dist.GroupMember.NON_GROUP_MEMBER or group not in c10d._world.pg_map:
+        raise ValueError(
+            "mindspore_group: this rank is not a member of the group, or the group was destroyed"
+        )
+    name, ranks = _key(group)
+    with _lock:
+        entry = _known.setdefault(name, MindSporeGroup(name, ranks))
+        if not entry.created and mindspore_is_up():
+            from mindspore import communication
+
+            communication.create_group(entry.name, list(entry.ranks))
+            entry.created = True
+        return entry
+
+
+def adopt(groups: Iterable[dist.ProcessGroup | None]) -> list[MindSporeGroup]:
+    """Makes groups known to MindSpore, those that this rank is a member of, in the given order."""
+    return [mindspore_group(g) for g in groups if g is not None and g in c10d._world.pg_map]
+
+
+def adopt_all() -> list[MindSporeGroup]:
+    """Every process group of this rank, in creation order (which is the same on all ranks)."""
+    return adopt(list(c10d._world.pg_map))
+
+
+def known() -> tuple[MindSporeGroup, ...]:
+    """All groups that MindSpore's side knows."""
+    return tuple(_known.values())
+
+
+def release_all() -> None:
+    """Destroys the MindSpore side of every group but the world's."""
+    with _lock:
+        for entry in _known.values():
+            if entry.created and mindspore_is_up():
+                from mindspore import communication
+
+                communication.destroy_group(entry.name)
+        _known.clear()
+
+
+def mindspore_is_up() -> bool:
+    """Whether MindSpore's communication was initialised in this process; never imports MindSpore."""
+    management = sys.modules.get("mindspore.communication.management")
+    return management is not None and bool(management.GlobalComm.INITED)
+
+
+def start_mindspore(store: dist.Store, rank: int, world: int, timeout: timedelta) -> None:
+    """Initialises MindSpore's communication through a torch store: backend hccl on Ascend, mccl on CPU.
+
+    ``store`` must be a TCPStore of MindSpore (``mindspore.mint.distributed.TCPStore``). Needs no scheduler.
+    """
+    import mindspore
+    from mindspore.communication import management
+
+    backend = "hccl" if mindspore.get_context("device_target") == "Ascend" else "mccl"
+    management._init_with_store(
+        backend=backend, timeout=timeout, world_size=world, rank=rank, store=store, group_name=""
+    )

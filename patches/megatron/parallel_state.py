@@ -1,0 +1,44 @@
+"""Megatron's parallel groups: each is known to MindSpore by name and ranks as long as it lives."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mindspeed_ms.patches.registry import around
+
+
+@around(
+    "megatron.core.parallel_state:initialize_model_parallel",
+    reason="MindSpore's communication operators take groups by name: every Megatron group gets one",
+)
+def initialize_model_parallel(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Megatron makes its groups, then MindSpore learns of them."""
+    from mindspeed_ms.comm import groups
+
+    original(*args, **kwargs)
+    groups.adopt_all()
+
+
+@around(
+    "megatron.core.parallel_state:destroy_model_parallel",
+    reason="MindSpore's side of the groups goes with Megatron's",
+)
+def destroy_model_parallel(original: Callable[..., None]) -> None:
+    """MindSpore forgets the groups, then Megatron does."""
+    from mindspeed_ms.comm import groups
+
+    groups.release_all()
+    original()
+
+
+@around(
+    "megatron.core.hyper_comm_grid:HyperCommGrid.create_pg",
+    reason="groups made by a grid are Megatron groups too",
+    versions=">=0.13",
+)
+def create_pg(original: Callable[..., Any], self: Any, dims: Any, **kwargs: Any) -> Any:
+    """The grid makes the group of this rank, then MindSpore learns of it."""
+    from mindspeed_ms.comm import groups
+
+    group = original(self, dims, **kwargs)
+    groups.adopt([group])
+    return group
