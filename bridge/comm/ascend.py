@@ -1,0 +1,146 @@
+"""Engine on MindSpore's HCCL groups, for Ascend.
+
+Its calls are checked against MindSpore's signatures by a test; running them needs the hardware.
+
+HCCL matches collectives by order and streams, detects a lost peer by its own timeouts
+(``HCCL_EXEC_TIMEOUT``), and reduces in the device's accumulate type.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from mindspeed_ms import _native
+from mindspeed_ms.comm.engine import Call, Handle
+
+REDUCTIONS = {0: "sum", 2: "prod", 3: "min", 4: "max"}
+"""RedOpType number -> MindSpore's name. AVG and PREMUL_SUM are scaled sums; HCCL has nothing bitwise."""
+
+_AVG, _PREMUL_SUM = 1, 8
+HISTORY = 256
+
+
+@dataclass(frozen=True)
+class Issue:
+    """One call of ``mindspore.mint.distributed``: function name and arguments."""
+
+    function: str
+    arguments: dict[str, Any]
+
+
+def issue(call: Call, group: str, ranks: Sequence[int], lend: Callable[[torch.Tensor], Any]) -> Issue:
+    """The MindSpore call for ``call``. ``lend``: torch tensor -> MindSpore tensor over the same memory.
+
+    Roots and peers become global ranks, as mint.distributed wants them.
+    Raises TypeError for a reduction that HCCL has not, ValueError for a receive from any source.
+    """
+    sends, recvs = [lend(t) for t in call.sends], [lend(t) for t in call.recvs]
+    common = {"group": group, "async_op": True}
+    op = REDUCTIONS.get(0 if call.op in (_AVG, _PREMUL_SUM) else call.op)
+    peer = ranks[call.root] if call.root >= 0 else None
+    if call.kind in ("all_reduce", "reduce", "reduce_scatter") and op is None:
+        raise TypeError(
+            f"HCCL has no reduction number {call.op} (c10d::ReduceOp); use SUM, AVG, MAX, MIN or PRODUCT"
+        )
+    match call.kind:
+        case "all_reduce":
+            return Issue("all_reduce", {"tensor": recvs[0], "op": op, **common})
+        case "reduce":
+            return Issue("reduce", {"tensor": recvs[0], "dst": peer, "op": op, **common})
+        case "broadcast":
+            return Issue("broadcast", {"tensor": sends[0], "src": peer, **common})
+        case "all_gather":
+            return Issue("all_gather", {"tensor_list": recvs, "tensor": sends[0], **common})
+        case "reduce_scatter":
+            return Issue("reduce_scatter", {"output": recvs[0], "input_list": sends, "op": op, **common})
+        case "all_to_all":
+            return Issue("all_to_all", {"output_tensor_list": recvs, "input_tensor_list": sends, **common})
+        case "gather":
+            return Issue("gather", {"tensor": sends[0], "gather_list": recvs, "dst": peer, **common})
+        case "scatter":
+            return Issue("scatter", {"tensor": recvs[0], "scatter_list": sends, "src": peer, **common})
+        case "barrier":
+            return Issue("barrier", common)
+        case "send":
+            return Issue("isend", {"tensor": sends[0], "dst": peer, "group": group, "tag": call.tag})
+        case "recv" if peer is None:
+            raise ValueError("HCCL cannot receive from any source: name the sending rank")
+        case "recv":
+            return Issue("irecv", {"tensor": recvs[0], "src": peer, "group": group, "tag": call.tag})
+    raise ValueError(f"unknown collective {call.kind!r}")
+
+
+class _CommHandle:
+    """Handle over MindSpore's CommHandle, whose wait() orders streams."""
+
+    def __init__(self, handle: Any, what: str, source: int, finish: Callable[[], None] | None) -> None:
+        self._handle, self._what, self.source, self._finish = handle, what, source, finish
+        self.done, self.failure, self.error = False, 0, ""
+
+    def wait(self, timeout_s: float = -1.0) -> bool:
+        if self.done:
+            return True
+        try:
+            if self._handle is not None:
+                self._handle.wait()
+            if self._finish is not None:
+                self._finish()
+        except RuntimeError as error:
+            self.failure = _native.comm.FAILURES["peer_lost"]
+            self.error = f"{self._what} failed: {error}"
+        self.done = True
+        return True
+
+    def __repr__(self) -> str:
+        return self._what
+
+
+class AscendEngine:
+    """Engine over one HCCL group, made before (:func:`mindspeed_ms.comm.mindspore_group`).
+
+    ``distributed``: the module ``mindspore.mint.distributed``; ``lend``: see :func:`issue`.
+    """
+
+    def __init__(
+        self, group: str, ranks: Sequence[int], distributed: ModuleType, lend: Callable[[torch.Tensor], Any]
+    ) -> None:
+        self._group, self._ranks, self._distributed, self._lend = group, tuple(ranks), distributed, lend
+        self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
+        self.sequence = 0
+
+    def start(self, call: Call) -> Handle:
+        factor = 1 / len(self._ranks) if call.op == _AVG else call.factor
+        if call.op == _PREMUL_SUM:
+            call.sends = [tensor * factor for tensor in call.sends]
+        if call.kind in ("all_reduce", "reduce") and call.sends[0] is not call.recvs[0]:
+            call.recvs[0].copy_(call.sends[0])
+        made = issue(call, self._group, self._ranks, self._lend)
+        what = f"{call.kind} #{self.sequence} of group '{self._group}' (ranks {list(self._ranks)})"
+        self._history.append(
+            {
+                "seq": self.sequence,
+                "collective": call.kind,
+                "description": what,
+                "state": "started",
+                "created_s": time.monotonic(),
+            }
+        )
+        self.sequence += 1
+        handle = getattr(self._distributed, made.function)(**made.arguments)
+
+        def average() -> None:
+            call.recvs[0].mul_(factor)
+
+        return _CommHandle(handle, what, call.root, average if call.op == _AVG else None)
+
+    def history(self) -> list[dict[str, Any]]:
+        return list(self._history)
+
+    def close(self, reason: str) -> None:
+        """HCCL groups end with :func:`mindspeed_ms.comm.groups.release_all`."""
