@@ -33,7 +33,7 @@ def destroy_model_parallel(original: Callable[..., None]) -> None:
 @around(
     "megatron.core.hyper_comm_grid:HyperCommGrid.create_pg",
     reason="groups made by a grid are Megatron groups too",
-    versions=">=0.13",
+    versions=">=0.14",
 )
 def create_pg(original: Callable[..., Any], self: Any, dims: Any, **kwargs: Any) -> Any:
     """The grid makes the group of this rank, then MindSpore learns of it."""
