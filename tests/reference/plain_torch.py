@@ -7,7 +7,7 @@ Megatron asks for device "cuda", for nccl and for a few CUDA extensions. Here "c
 as gloo, and each extension is replaced by the same mathematics in torch. Nothing of `mindspeed_ms` is
 imported: a script that starts with `import mindspeed_ms.patch` finds an empty module under that name.
 
-Checked against recorded curves of stock pretrain_gpt.py in tests/distributed/test_plain_torch.py.
+Checked against recorded curves of stock pretrain_gpt.py in tests/distributed/test_stock_curves.py.
 """
 
 from __future__ import annotations

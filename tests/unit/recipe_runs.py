@@ -11,6 +11,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN = ROOT / "examples" / "pretrain_gpt.py"
@@ -86,19 +87,21 @@ class PlainRuns:
         self._server.wait(timeout=TIMEOUT_SECONDS)
 
 
-def command(script: Path, flags: list[str], processes: int = 1, plain: bool = True) -> list[str]:
-    """Command that runs `script`: on plain torch or with the bridge, alone or under torchrun."""
+def command(
+    script: Path, flags: list[str], processes: int = 1, plain: bool = True, launcher: bool = False
+) -> list[str]:
+    """Command that runs `script`: on plain torch or with the bridge, alone or (`launcher`) under torchrun."""
     start = [sys.executable]
-    if processes > 1:
+    if processes > 1 or launcher:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     runner = ["-m", "tests.reference.plain_torch", str(script)] if plain else [str(script)]
     return [*start, *runner, *flags]
 
 
-def run(flags: list[str], processes: int = 1, plain: bool = True, script: Path = PRETRAIN) -> Done:
-    """Runs `command` to its end."""
+def run(flags: list[str], script: Path = PRETRAIN, **how: Any) -> Done:
+    """Runs `command` (whose other arguments are `how`) to its end."""
     done = subprocess.run(
-        command(script, flags, processes, plain),
+        command(script, flags, **how),
         env=environment(),
         cwd=ROOT,
         capture_output=True,

@@ -22,6 +22,7 @@ from recipe_runs import (
     command,
     environment,
     losses,
+    run,
 )
 
 # Three iterations more than MODEL has, which change the schedule that the checkpoint holds.
@@ -267,6 +268,27 @@ def test_evaluation_and_throughput_are_reported(plain, tmp_path):
 def test_exit_interval(plain):
     text = plain([*without_data(), "--exit-interval", "2"]).success()
     assert "stopping after iteration 2: --exit-interval 2" in text
+
+
+IMPORTS_MEGATRON_FIRST = """
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+import mindspeed_ms.patch
+import torch
+
+config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1, persist_layer_norm=True)
+x = torch.arange(8.0, device="cuda").reshape(1, 8)
+print(WrappedTorchNorm(config, 8).cuda()(x).cpu().tolist()[0][0])
+"""
+
+
+def test_megatron_imported_before_the_patch_works(tmp_path):
+    # Patches reach modules that are there already, and names copied from them.
+    script = tmp_path / "late.py"
+    script.write_text(IMPORTS_MEGATRON_FIRST)
+    first = float(run([], script=script, plain=False).success().split()[-1])
+    # (0 - 3.5) / sqrt(variance of 0..7 + eps)
+    assert first == pytest.approx(-3.5 / (5.25 + 1e-5) ** 0.5, rel=1e-5)
 
 
 def test_script_error_is_not_hidden(plain, tmp_path):
