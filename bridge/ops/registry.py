@@ -34,6 +34,8 @@ class Lowering:
     mindspore_dtypes: tuple[torch.dtype, ...] = ()
     csrc: Callable[..., Any] | None = None
     csrc_dtypes: tuple[torch.dtype, ...] = ()
+    csrc_in_place: Callable[..., Any] | None = None
+    """Writes its first argument, which is contiguous, where it lies."""
     key_arg: int = 0
     mixed: bool = False
     promotes: bool = False
@@ -98,6 +100,7 @@ def register_all() -> None:
             mixed=entry.mixed,
             promotes=entry.promotes,
             strided=entry.strided,
+            csrc_in_place=entry.csrc_in_place,
         )
         for overload in entry.overloads:
             _runtime.register_lowering(overload.name, entry.handle, overload.form)

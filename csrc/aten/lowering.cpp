@@ -1,11 +1,12 @@
 #include "aten/lowering.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/native/Resize.h>
 #include <ATen/native/TypeProperties.h>
 #include <torch/csrc/DynamicTypes.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include <mutex>
@@ -52,6 +53,7 @@ struct Lowering {
 
   std::string name;
   py::object mindspore, csrc;  // None where there is no such kernel
+  py::object csrc_in_place;    // writes its first argument; None where the result of `csrc` is copied there
   uint64_t mindspore_dtypes = 0, csrc_dtypes = 0;
   std::array<Auto, kDtypes> automatic{};
   size_t key_arg = 0;     // the tensor argument whose dtype decides
@@ -176,8 +178,8 @@ class Kernel final : public c10::OperatorKernel {
         seen.eligible = consider(value.toListRef()[0].toTensor());
       return;
     }
-    at::native::ResultTypeState state;
     const at::Tensor* first = nullptr;
+    const c10::IValue* number = nullptr;
     bool same = true;
     for (size_t i = lowering_->key_arg; i < info.args.size(); ++i) {
       if (form_ == Form::Out && info.args[i].written) continue;
@@ -190,13 +192,20 @@ class Kernel final : public c10::OperatorKernel {
           first = &t;
         else
           same &= t.scalar_type() == first->scalar_type();
-        state = at::native::update_result_type_state(t, state);
       } else if (i == lowering_->key_arg + 1 && value.isScalar()) {
-        same = false;  // self (op) number; numbers further on (alpha, value) do not promote
-        state = at::native::update_result_type_state(value.toScalar(), state);
+        number = &value;  // self (op) number; numbers further on (alpha, value) do not promote
       }
     }
-    if (seen.eligible && !same) seen.dtype = at::native::result_type(state);
+    if (!seen.eligible || (same && !number)) return;
+    at::native::ResultTypeState state;
+    for (size_t i = lowering_->key_arg; i < info.args.size(); ++i) {
+      const auto& value = stack[begin + i];
+      if (form_ == Form::Out && info.args[i].written) continue;
+      if (value.isTensor() && value.toTensor().defined())
+        state = at::native::update_result_type_state(value.toTensor(), state);
+    }
+    if (number) state = at::native::update_result_type_state(number->toScalar(), state);
+    seen.dtype = at::native::result_type(state);
   }
 
   // Runs the kernel; false if it declined (returned NotImplemented), with the stack untouched.
@@ -212,6 +221,7 @@ class Kernel final : public c10::OperatorKernel {
     // Not through autograd: this is the kernel below it, and csrc kernels call torch themselves.
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     py::object result;
+    const bool direct = route == Route::Csrc && writes_directly(stack, begin, seen);
     {
       std::optional<MindSporeLock> lock;
       if (route == Route::MindSpore) lock.emplace();
@@ -221,7 +231,9 @@ class Kernel final : public c10::OperatorKernel {
         args[i] =
             to_python(stack[begin + i], info.args[i], route, cast ? seen.dtype : at::ScalarType::Undefined);
       }
-      const auto& fn = route == Route::MindSpore ? lowering_->mindspore : lowering_->csrc;
+      const auto& fn = route == Route::MindSpore ? lowering_->mindspore
+                       : direct                  ? lowering_->csrc_in_place
+                                                 : lowering_->csrc;
       result = py::reinterpret_steal<py::object>(PyObject_CallObject(fn.ptr(), args.ptr()));
     }
     if (!result) {
@@ -239,6 +251,10 @@ class Kernel final : public c10::OperatorKernel {
     if (result.ptr() == Py_NotImplemented) {
       timed.cancel();
       return false;
+    }
+    if (direct) {
+      give_back(op, stack, begin, written_tensors(info, stack, begin));
+      return true;
     }
     std::vector<at::Tensor> results;
     std::optional<py::object> plain;
@@ -339,24 +355,57 @@ class Kernel final : public c10::OperatorKernel {
       }
       return;
     }
+    auto written = written_tensors(info, stack, begin);
+    TORCH_INTERNAL_ASSERT(written.size() == results.size(), info.name, ": the lowering returned ",
+                          results.size(), " values for ", written.size(), " written tensors");
+    for (size_t i = 0; i < written.size(); ++i) write(info, written[i], results[i]);
+    give_back(op, stack, begin, written);
+  }
+
+  static std::vector<at::Tensor> written_tensors(const OpInfo& info, const torch::jit::Stack& stack,
+                                                 size_t begin) {
     std::vector<at::Tensor> written;
     for (size_t i = 0; i < info.args.size(); ++i) {
       if (!info.args[i].written) continue;
-      auto& value = stack[begin + i];
+      const auto& value = stack[begin + i];
       if (value.isTensor())
         written.push_back(value.toTensor());
       else
         for (const auto& t : value.toListRef()) written.push_back(t.toTensor());
     }
-    TORCH_INTERNAL_ASSERT(written.size() == results.size(), info.name, ": the lowering returned ",
-                          results.size(), " values for ", written.size(), " written tensors");
-    for (size_t i = 0; i < written.size(); ++i) write(info, written[i], results[i]);
+    return written;
+  }
+
+  // Replaces the arguments by the operator's returns, which are the tensors it wrote.
+  static void give_back(const c10::OperatorHandle& op, torch::jit::Stack& stack, size_t begin,
+                        const std::vector<at::Tensor>& written) {
+    const auto& returns = op.schema().returns();
     stack.erase(stack.begin() + static_cast<int64_t>(begin), stack.end());
     if (returns.empty()) return;
     if (returns[0].type()->kind() == c10::TypeKind::ListType)
       stack.emplace_back(c10::List<at::Tensor>(written));
     else
       for (auto& t : written) stack.emplace_back(t);
+  }
+
+  // Whether the csrc kernel may write its first argument where it lies: contiguous, of the kernel's dtype,
+  // and not overlapping another argument.
+  bool writes_directly(const torch::jit::Stack& stack, size_t begin, const Inspection& seen) const {
+    if (form_ != Form::InPlace || lowering_->csrc_in_place.is_none()) return false;
+    auto fits = [&](const at::Tensor& t) { return t.is_contiguous() && t.scalar_type() == seen.dtype; };
+    if (stack[begin].isTensorList()) {
+      for (const auto& t : stack[begin].toListRef())
+        if (!fits(t.toTensor())) return false;
+      return true;
+    }
+    const auto& target = stack[begin].toTensor();
+    if (!fits(target)) return false;
+    for (size_t i = begin + 1; i < stack.size(); ++i) {
+      if (!stack[i].isTensor() || !stack[i].toTensor().defined()) continue;
+      const auto status = at::get_overlap_status(target, stack[i].toTensor());
+      if (status != at::MemOverlapStatus::No && status != at::MemOverlapStatus::Full) return false;
+    }
+    return true;
   }
 
   void write(const OpInfo& info, const at::Tensor& target, const at::Tensor& result) const {
@@ -418,7 +467,8 @@ void bind_lowerings(py::module_& m) {
       .value("OUT", Form::Out);
   py::class_<Lowering, std::shared_ptr<Lowering>>(m, "Lowering")
       .def(py::init([](std::string name, py::object mindspore, py::iterable mindspore_dtypes, py::object csrc,
-                       py::iterable csrc_dtypes, size_t key_arg, bool mixed, bool promotes, bool strided) {
+                       py::iterable csrc_dtypes, size_t key_arg, bool mixed, bool promotes, bool strided,
+                       py::object csrc_in_place) {
              auto self = std::make_shared<Lowering>();
              self->name = std::move(name);
              self->mindspore = std::move(mindspore);
@@ -428,12 +478,13 @@ void bind_lowerings(py::module_& m) {
              self->key_arg = key_arg;
              self->mixed = mixed;
              self->promotes = promotes;
+             self->csrc_in_place = std::move(csrc_in_place);
              self->strided = strided;
              return self;
            }),
            py::arg("name"), py::kw_only(), py::arg("mindspore"), py::arg("mindspore_dtypes"), py::arg("csrc"),
            py::arg("csrc_dtypes"), py::arg("key_arg"), py::arg("mixed"), py::arg("promotes"),
-           py::arg("strided"))
+           py::arg("strided"), py::arg("csrc_in_place"))
       .def(
           "set_auto",
           [](Lowering& self, at::ScalarType dtype, const std::string& below, const std::string& above,

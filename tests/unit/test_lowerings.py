@@ -111,6 +111,7 @@ CASES = [
     # reductions
     *(Case(f"sum {d}", lambda x, d=d: x.sum(d), "x", atol=4e-6) for d in (0, 1, -1, (0, 1), None)),
     Case("sum keepdim", lambda b: b.sum((0, 2), keepdim=True), "b", atol=4e-6),
+    Case("sum all", torch.sum, "x", atol=4e-6),
     Case("sum int", torch.sum, "i"),
     Case("sum bool", torch.sum, "m"),
     Case("sum bool dim", lambda m: m.sum(0), "m"),
@@ -199,6 +200,7 @@ CASES = [
     Case("scatter_add", lambda x, i, y: x.scatter_add(1, i, y), "xiy", atol=4e-6),
     Case("one_hot", lambda i: F.one_hot(i, 6), "i"),
     *(Case(f"cat {d}", lambda x, y, d=d: torch.cat([x, y, x], d)) for d in (0, 1, -1)),
+    Case("cat one", lambda x: torch.cat([x]), "x"),
     Case("stack", lambda x, y: torch.stack([x, y], 1)),
     *(
         Case(f"{n} {d}", lambda x, n=n, d=d: getattr(x, n)(d), "x")
@@ -233,10 +235,15 @@ def flatten(result: object) -> list[torch.Tensor]:
     return [result] if isinstance(result, torch.Tensor) else list(result)
 
 
-def check(case: Case, tensors: list[torch.Tensor], lend: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def check(
+    case: Case,
+    tensors: list[torch.Tensor],
+    lend: Callable[[torch.Tensor], torch.Tensor],
+    mode: str = "strict",
+) -> None:
     exact = flatten(case.run(*(t.double() if t.is_floating_point() else t for t in tensors)))
     same = flatten(case.run(*tensors))
-    with route("strict"):
+    with route(mode):
         found = flatten(case.run(*map(lend, tensors)))
     assert len(found) == len(exact)
     for ours, theirs, wanted in zip(found, same, exact, strict=True):
@@ -394,7 +401,15 @@ def test_out_is_resized_and_cast() -> None:
 def test_result_never_shares_an_input() -> None:
     x = make("x").to("npu")
     with route("strict"):
-        results = [x.clamp(min=-100), x.pow(1.0), x * 1, x.tril(99), x.masked_fill(x > 99, 0), x.sum(())]
+        results = [
+            x.clamp(min=-100),
+            x.pow(1.0),
+            x * 1,
+            x.tril(99),
+            torch.cat([x]),
+            x.masked_fill(x > 99, 0),
+            x.sum(()),
+        ]
     for result in results:
         assert result.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
 

@@ -1,0 +1,139 @@
+"""The table of lowerings: derivation from schemas, fences, route auto's file, calibration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mindspeed_ms.patch  # noqa: F401 - switches the device on
+import pytest
+import torch
+from mindspeed_ms import _runtime
+from mindspeed_ms.ops import auto, calibrate, fences, registry, schemas
+from mindspeed_ms.ops.schemas import Form
+
+_runtime.ensure_initialized()  # fills the table
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("aten::mm", {("mm", Form.FUNCTIONAL), ("mm.out", Form.OUT)}),
+        (
+            "aten::add.Tensor",
+            {("add.Tensor", Form.FUNCTIONAL), ("add_.Tensor", Form.IN_PLACE), ("add.out", Form.OUT)},
+        ),
+        ("aten::max.dim", {("max.dim", Form.FUNCTIONAL), ("max.dim_max", Form.OUT)}),
+        ("aten::zero", {("zero", Form.FUNCTIONAL), ("zero_", Form.IN_PLACE), ("zero.out", Form.OUT)}),
+    ],
+)
+def test_overloads_come_from_the_schema(name: str, wanted: set[tuple[str, Form]]) -> None:
+    assert {tuple(overload) for overload in schemas.overloads(name)} == wanted
+
+
+@pytest.mark.parametrize("name", ["aten::no_such_operator", "aten::add.NoSuchOverload"])
+def test_an_unknown_operator_fails(name: str) -> None:
+    with pytest.raises(LookupError, match="has no operator"):
+        schemas.overloads(name)
+
+
+@pytest.mark.parametrize("name", ["aten::add_.Tensor", "aten::add.out", "aten::view"])
+def test_an_operator_that_is_not_functional_fails(name: str) -> None:
+    with pytest.raises(LookupError, match="not functional"):
+        schemas.overloads(name)
+
+
+def test_a_second_lowering_fails() -> None:
+    with pytest.raises(ValueError, match="two lowerings"):
+        registry.declare("aten::mm", lambda a, b: a, registry.FLOATS)
+
+
+def test_every_in_place_and_out_form_is_registered() -> None:
+    for entry in registry.table.values():
+        for overload in entry.overloads:
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{overload.name}", "PrivateUse1")
+
+
+def test_a_fence_without_lowering_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fences.OUT, "aten::no_such_operator", fences.Fence("k", (torch.float32,), "wrong"))
+    with pytest.raises(LookupError, match="no_such_operator"):
+        fences.apply(registry.table)
+
+
+def test_a_fence_takes_the_dtype_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = registry.Lowering("aten::cos", schemas.overloads("aten::cos"), mindspore_dtypes=registry.FLOATS)
+    table = dict.fromkeys(fences.IMPRECISE, entry) | {"aten::cos": entry}
+    monkeypatch.setitem(fences.OUT, "aten::cos", fences.Fence("ag.cos", (torch.float16,), "wrong"))
+    fences.apply(table)
+    assert entry.routes(torch.float16) == ("host",)
+    assert entry.routes(torch.float32) == ("mindspore", "host")
+
+
+def test_every_fence_states_symptom_and_version() -> None:
+    for fence in (*fences.OUT.values(), *fences.IMPRECISE.values(), *fences.UNUSED):
+        assert fence.kernel
+        assert fence.symptom
+        assert fence.dtypes
+        assert fence.version == "2.10.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "holds no table of routes"),
+        ('{"tables": {}}', "holds no table of routes"),
+        ('{"routes": {"aten::nothing": {}}}', "which has no lowering"),
+        ('{"routes": {"aten::tanh": {"float32": ["host", "mindspore", 4]}}}', "is fenced"),
+        ('{"routes": {"aten::mm": {"bfloat16": ["host", "mindspore", 4]}}}', "no kernel on route mindspore"),
+        ('{"routes": {"aten::mm": {"float32": ["host", "cuda", 4]}}}', "unknown route"),
+    ],
+)
+def test_a_bad_table_of_routes_fails(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "routes.json"
+    file.write_text(text)
+    monkeypatch.setenv(auto.VARIABLE, str(file))
+    with pytest.raises(ValueError, match=message):
+        auto.apply(registry.table)
+    monkeypatch.delenv(auto.VARIABLE)
+    auto.apply(registry.table)
+
+
+def test_the_shipped_table_is_in_force() -> None:
+    for name, by_dtype in json.loads(auto.DEFAULT.read_text())["routes"].items():
+        for dtype, (below, above, numel) in by_dtype.items():
+            handle = registry.table[name].handle
+            assert handle.auto_route(getattr(torch, dtype), max(numel, 1)) == above
+            if numel:
+                assert handle.auto_route(getattr(torch, dtype), numel - 1) == below
+
+
+def test_large_products_run_on_mindspore() -> None:
+    for name in ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"):
+        assert registry.table[name].handle.auto_route(torch.float32, 512 * 512) == "mindspore"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [
+        ({"host": [1, 1, 1, 1], "csrc": [2, 2, 2, 2]}, ("host", "host", 0)),
+        ({"host": [1, 1, 1, 1], "csrc": [1.04] * 4}, ("csrc", "csrc", 0)),
+        ({"host": [1, 1, 9, 9], "mindspore": [5, 5, 5, 5]}, ("host", "mindspore", 256**2)),
+        ({"host": [1, 9, 1, 9], "mindspore": [5, 5, 5, 5]}, ("host", "mindspore", 1024**2)),
+    ],
+)
+def test_calibration_takes_the_fastest(seconds: dict[str, list[float]], wanted: tuple[str, str, int]) -> None:
+    assert calibrate.choose(seconds) == wanted
+
+
+def test_calibration_measures_and_leaves_wrong_routes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "SIDES", (8, 16))
+    found = calibrate.measure("aten::mm", torch.float32, rounds=1)
+    assert set(found) == {"mindspore", "host"}
+    assert all(len(times) == 2 and min(times) > 0 for times in found.values())
+    monkeypatch.setitem(calibrate.TOLERANCE, torch.float32, 3e-7)
+    left = calibrate.measure("aten::exp", torch.float32, rounds=1)
+    assert "mindspore" not in left
+    assert "host" in left
+    auto.apply(registry.table)
