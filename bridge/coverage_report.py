@@ -30,12 +30,9 @@ def write_at_exit() -> None:
     if rank:
         path = path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
 
-    def write() -> None:
-        from mindspeed_ms.ops import coverage
+    from mindspeed_ms.ops import coverage  # now, not at exit: its clock starts when it is imported
 
-        coverage.write(path)
-
-    atexit.register(write)
+    atexit.register(coverage.write, path)
 
 
 def read(path: Path) -> dict[str, Any]:
