@@ -146,3 +146,10 @@ def utilization(device: Any = None) -> int:
 def get_amp_supported_dtype() -> list[torch.dtype]:
     """Dtypes of torch.autocast(device_type="npu")."""
     return [torch.bfloat16, torch.float16]
+
+
+def __getattr__(name: str) -> Any:
+    # torch.utils.checkpoint saves and restores random states only where this says that the device is in use.
+    if name == "_initialized":
+        return _runtime.is_initialized()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

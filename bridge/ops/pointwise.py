@@ -45,7 +45,6 @@ UNARY: dict[str, tuple[Any, tuple[torch.dtype, ...]]] = {
     "silu": (ag.silu, FLOATS),
     "sin": (ag.sin, FLOATS),
     "sqrt": (ag.sqrt, FLOATS),
-    "square": (ag.square, NUMBERS),
     "tanh": (ag.tanh, FLOATS),
     "trunc": (ag.trunc, FLOATS),
 }

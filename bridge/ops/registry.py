@@ -49,6 +49,9 @@ class Lowering:
         return tuple(route for route, dtypes in has if dtype in dtypes)
 
 
+NOT_DIFFERENTIABLE = frozenset(("aten::isfinite", "aten::isclose"))
+"""Composites that may be lowered whole, because their results are bool."""
+
 table: dict[str, Lowering] = {}
 """Functional operator (``aten::add.Tensor``) -> its lowering."""
 
@@ -58,13 +61,20 @@ def declare(name: str, function: Callable[..., Any], dtypes: Iterable[torch.dtyp
 
     Raises:
         LookupError: torch has no such functional operator.
-        ValueError: it has a lowering already.
+        ValueError: it has a lowering already, or a lowering would lose its gradient.
     """
     if name in table:
         raise ValueError(f"{name} has two lowerings; remove one.")
+    if name not in NOT_DIFFERENTIABLE and _differentiated_by_parts(name):
+        raise ValueError(f"{name} gets its gradient from the operators it is composed of; lower those.")
     table[name] = Lowering(
         name, schemas.overloads(name), mindspore=function, mindspore_dtypes=tuple(dtypes), **options
     )
+
+
+def _differentiated_by_parts(name: str) -> bool:
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return has_kernel(name, "CompositeImplicitAutograd") and not has_kernel(name, "Autograd")
 
 
 def lowering(*names: str, dtypes: Iterable[torch.dtype], **options: Any) -> Callable[[Callable], Callable]:

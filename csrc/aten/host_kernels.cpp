@@ -5,6 +5,7 @@
 
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "aten/host_route.h"
 
@@ -14,6 +15,12 @@ namespace {
 auto& registrations() {
   static auto* handles = new std::unordered_map<std::string, c10::RegistrationHandleRAII>;
   return *handles;
+}
+
+// Composites that look at the device to choose an implementation, and know none for npu.
+bool chooses_by_device(const c10::OperatorName& name) {
+  static const std::unordered_set<std::string> names = {"aten::convolution", "aten::convolution_backward"};
+  return names.count(name.name) && name.overload_name.empty();
 }
 
 bool has_composite(const c10::OperatorHandle& op) {
@@ -29,7 +36,8 @@ void register_host_kernels() {
   for (const auto& name : dispatcher.getAllOpNames()) {
     if (name.getNamespace() != "aten") continue;
     auto op = dispatcher.findSchema(name);
-    if (!op || !op->hasKernelForDispatchKey(c10::DispatchKey::CPU) || !has_composite(*op)) continue;
+    if (!op || !has_composite(*op)) continue;
+    if (!op->hasKernelForDispatchKey(c10::DispatchKey::CPU) && !chooses_by_device(name)) continue;
     if (op->hasKernelForDispatchKey(c10::DispatchKey::PrivateUse1)) continue;
     registrations().emplace(
         c10::toString(name),

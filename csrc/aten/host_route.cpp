@@ -1,7 +1,11 @@
 #include "aten/host_route.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
+
+#include <mutex>
+#include <optional>
 
 #include "aten/op_info.h"
 #include "aten/routes.h"
@@ -18,6 +22,27 @@ struct Lent {
   bool written;
 };
 
+// Some random operators take no generator (native_dropout): their CPU kernels draw from torch's default CPU
+// generator. For the call it takes the state of npu's generator, so that seeds and saved states of npu hold.
+class DefaultGeneratorSwap {
+ public:
+  explicit DefaultGeneratorSwap(const at::Generator& npu) : npu_(engine_of(npu)) { exchange(); }
+  ~DefaultGeneratorSwap() { exchange(); }
+  DefaultGeneratorSwap(const DefaultGeneratorSwap&) = delete;
+
+ private:
+  void exchange() {
+    auto cpu = at::detail::getDefaultCPUGenerator();
+    std::scoped_lock lock(npu_.mutex(), cpu.mutex());
+    auto* a = npu_.unsafeGetGeneratorImpl();
+    auto* b = cpu.unsafeGetGeneratorImpl();
+    auto state = a->get_state();
+    a->set_state(*b->get_state());
+    b->set_state(*state);
+  }
+  at::Generator npu_;
+};
+
 class Call {
  public:
   Call(const c10::OperatorHandle& op, const OpInfo& info, torch::jit::Stack& stack)
@@ -27,6 +52,8 @@ class Call {
     find_device();
     for (size_t i = 0; i < info_.args.size(); ++i) lend_argument(stack_[begin_ + i], info_.args[i]);
     {
+      std::optional<DefaultGeneratorSwap> swap;
+      if (info_.seeded) swap.emplace(default_generator(device_));
       Timed timed(info_.counters, Route::Host, dtype_);
       at::AutoDispatchBelowADInplaceOrView below_autograd;
       op_.redispatchBoxed(keys_.empty() ? c10::DispatchKeySet(c10::DispatchKey::CPU) : keys_, &stack_);
@@ -109,7 +136,11 @@ class Call {
                                 "call .cpu() first.");
   }
 
-  void add_keys(const at::Tensor& t) { keys_ = keys_ | (t.key_set() & c10::after_ADInplaceOrView_keyset); }
+  // Lazy conjugation and negation were seen to by their own fallbacks, or are left to the kernel.
+  void add_keys(const at::Tensor& t) {
+    static constexpr c10::DispatchKeySet lazy({c10::DispatchKey::Conjugate, c10::DispatchKey::Negative});
+    keys_ = keys_ | ((t.key_set() & c10::after_ADInplaceOrView_keyset) - lazy);
+  }
 
   // A CPU kernel may have resized its argument (out=), given it new memory, or turned its strides (transpose_).
   void write_back(Lent& lent) {
@@ -186,11 +217,21 @@ void host_fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torc
   host_route(op, keys, stack);
 }
 
+// Reached by every operator given a sparse npu tensor.
+void refuse_sparse(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack*) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op_info(op).name, ": device npu does not support sparse tensors; call to_dense() "
+                              "before moving them to npu.");
+}
+
 void host_route(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
   ensure_initialized();
   Call(op, op_info(op), *stack).run();
 }
 
+TORCH_LIBRARY_IMPL(_, SparsePrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&refuse_sparse>()); }
+TORCH_LIBRARY_IMPL(_, SparseCsrPrivateUse1, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&refuse_sparse>());
+}
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&host_fallback>()); }
 
 }  // namespace mindspeed_ms

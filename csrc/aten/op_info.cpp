@@ -1,5 +1,7 @@
 #include "aten/op_info.h"
 
+#include <ATen/core/enum_tag.h>
+
 #include <mutex>
 #include <unordered_map>
 #include <unordered_set>
@@ -34,11 +36,14 @@ bool mixes(const std::string& name) {
 
 OpInfo::OpInfo(const c10::OperatorHandle& op)
     : name(c10::toString(op.operator_name())), mixes_devices(mixes(op.operator_name().name)), counters(counters_of(name)) {
+  bool takes_generator = false;
   for (const auto& arg : op.schema().arguments()) {
     ArgInfo info{kind_of(arg), arg.alias_info() && arg.alias_info()->isWrite()};
     writes |= info.written;
+    takes_generator |= info.kind == ArgKind::Generator;
     args.push_back(info);
   }
+  seeded = !takes_generator && op.hasTag(at::Tag::nondeterministic_seeded);
 }
 
 const OpInfo& op_info(const c10::OperatorHandle& op) {

@@ -19,6 +19,7 @@ struct OpInfo {
   c10::SmallVector<ArgInfo, 8> args;
   bool writes = false;
   bool mixes_devices = false;  // CPU and npu tensors may meet in it, as CPU and CUDA tensors may
+  bool seeded = false;         // draws random numbers although it takes no generator
   OpCounters& counters;
 };
 

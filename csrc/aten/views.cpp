@@ -101,6 +101,17 @@ int64_t sdp_choice(const at::Tensor&, const at::Tensor&, const at::Tensor&, cons
   return 0;  // SDPBackend::math
 }
 
+// What `parameter.data = other` and Module.cuda() ask before they move a tensor's contents to another device.
+// torch's answer knows CUDA by name: without npu in it Module.cuda() would replace every Parameter, which unties
+// shared weights and leaves an optimizer made before with the old ones.
+bool has_compatible_shallow_copy_type(const at::Tensor& self, const at::Tensor& from) {
+  auto plain = [](const at::Tensor& t) {
+    return t.layout() == at::kStrided && (t.device().is_cpu() || t.device().type() == kNpu);
+  };
+  if (plain(self) && plain(from)) return true;
+  return self.unsafeGetTensorImpl()->has_compatible_shallow_copy_type(from.key_set());
+}
+
 void record_stream(at::Tensor&, at::Stream) {}  // streams run in order on the CPU target
 
 }  // namespace
@@ -121,9 +132,14 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("unfold", TORCH_FN(at::native::unfold));
   m.impl("view_as_real", TORCH_FN(at::native::view_as_real));
   m.impl("view_as_complex", TORCH_FN(at::native::view_as_complex));
+  m.impl("_has_compatible_shallow_copy_type", TORCH_FN(has_compatible_shallow_copy_type));
   m.impl("record_stream", TORCH_FN(record_stream));
   // torch's composite copy_ knows its own devices only.
   m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&host_route>());
+}
+
+TORCH_LIBRARY_IMPL(aten, CPU, m) {
+  m.impl("_has_compatible_shallow_copy_type", TORCH_FN(has_compatible_shallow_copy_type));
 }
 
 }  // namespace mindspeed_ms

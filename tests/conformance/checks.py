@@ -1,0 +1,147 @@
+"""Checks of one operator against stock CPU: same sample, same seed, both devices, all results compared.
+
+A sample that raises on CPU is not a check. What is compared: values, dtypes and shapes of the results, the
+device they are on, which of them share memory with what, and values and version counters of the arguments
+after the call (an in-place operator, the running statistics of a normalisation).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch.testing._internal.opinfo.core import OpInfo, SampleInput
+from torch.utils._pytree import tree_map
+
+from .catalogue import SEED, name_of, samples_of
+from .comparison import DEVICE, UNDEFINED_VALUES, Outcome, compare
+from .placement import Arguments, Placement, sharing, tensors_of
+
+# The database looks for CUDA when it is imported, and the bridge makes it available: the bridge comes second.
+import mindspeed_ms.patch  # noqa: F401 isort: skip
+from mindspeed_ms.ops import coverage, routes
+
+
+@dataclass
+class Row:
+    """Outcome of one (operator, dtype, variant)."""
+
+    op: str
+    dtype: str
+    variant: str
+    result: str = "pass"  # pass, fail, crash, timeout, none (no sample that passes on stock CPU)
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0  # samples that stock CPU refuses
+    routes: dict[str, list[str]] = field(default_factory=dict)
+    errors: dict[str, int] = field(default_factory=dict)  # message -> samples
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check(op: OpInfo, dtype: torch.dtype, variant: str, limit: int = 0) -> Row:
+    """Runs `variant` of every sample on CPU and npu and compares."""
+    row = Row(name_of(op), str(dtype).removeprefix("torch."), variant)
+    program: Program = PROGRAMS[variant]
+    coverage.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number, sample in enumerate(samples_of(op, dtype, limit, variant == "backward")):
+            try:
+                with routes.route("host"):
+                    expected = program(op, sample, "cpu", number)
+            except Exception:  # whatever stock torch raises: the sample is no check
+                expected = None
+            if expected is None:
+                row.skipped += 1
+                continue
+            try:
+                compare(program(op, sample, DEVICE, number), expected, op.name not in UNDEFINED_VALUES)
+            except Exception as error:  # any failure is the finding that this row reports
+                message = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+                row.errors[message] = row.errors.get(message, 0) + 1
+                row.failed += 1
+            else:
+                row.passed += 1
+    for counted in coverage.snapshot():
+        row.routes.setdefault(counted["route"], []).append(counted["op"])
+    row.routes = {route: sorted(set(ops)) for route, ops in row.routes.items()}
+    row.result = "fail" if row.failed else "pass" if row.passed else "none"
+    return row
+
+
+Program = Callable[[OpInfo, SampleInput, str, int], Outcome | None]
+
+
+def _call(op: Callable, arguments: Arguments, **extra: Any) -> Outcome:
+    tensors = arguments.tensors()
+    before = [t._version for t in tensors]
+    # A factory is told its device by the context, where the sample does not name one.
+    context = contextlib.nullcontext() if tensors else torch.device(arguments.device)
+    torch.manual_seed(SEED)
+    with context:
+        results = op(arguments.input, *arguments.args, **arguments.kwargs, **extra)
+    if isinstance(results, Iterator):
+        results = list(results)
+    versions = [t._version - b for t, b in zip(tensors, before, strict=True)]
+    return Outcome(results, tensors, versions, sharing(tensors_of(results), tensors))
+
+
+def _forward(op: OpInfo, sample: SampleInput, device: str, _number: int) -> Outcome:
+    return _call(op, Arguments(sample, device))
+
+
+def _inplace(op: OpInfo, sample: SampleInput, device: str, _number: int) -> Outcome | None:
+    if sample.broadcasts_input:
+        return None
+    return _call(op.inplace_variant, Arguments(sample, device))
+
+
+def _out(op: OpInfo, sample: SampleInput, device: str, number: int) -> Outcome | None:
+    """Even samples write into a strided tensor of the right size, odd ones into an empty one, which grows."""
+    torch.manual_seed(SEED)
+    arguments = Arguments(sample, "cpu")
+    results = op(arguments.input, *arguments.args, **arguments.kwargs)
+    if not tensors_of(results):
+        return None
+
+    def target(result: torch.Tensor) -> torch.Tensor:
+        if number % 2 or result.dim() == 0:
+            return torch.empty(0 if number % 2 else (), dtype=result.dtype)
+        wide = torch.zeros((*result.shape[:-1], 2 * result.shape[-1]), dtype=result.dtype)
+        return wide[..., ::2]
+
+    out = Placement(device).tree(tree_map(target, results))
+    if isinstance(out, (tuple, list)):
+        out = tuple(out)
+    outcome = _call(op, Arguments(sample, device), out=out)
+    outcome.arguments += tensors_of(out)
+    return outcome
+
+
+def _backward(op: OpInfo, sample: SampleInput, device: str, _number: int) -> Outcome | None:
+    arguments = Arguments(sample, device)
+    leaves = [t for t in arguments.tensors() if t.requires_grad]
+    outcome = _call(op, arguments)
+    results = sample.output_process_fn_grad(outcome.results)
+    outputs = [t for t in tensors_of(results) if t.requires_grad]
+    if not leaves or not outputs:
+        return None
+    random = torch.Generator().manual_seed(SEED)
+    seeds = [torch.randn(t.shape, generator=random, dtype=torch.float64) for t in outputs]
+    seeds = [s.to(t.dtype).to(device) for s, t in zip(seeds, outputs, strict=True)]
+    grads = torch.autograd.grad(outputs, leaves, seeds, allow_unused=True)
+    return Outcome(grads, [], [], [])
+
+
+PROGRAMS: dict[str, Program] = {
+    "forward": _forward,
+    "backward": _backward,
+    "inplace": _inplace,
+    "out": _out,
+}

@@ -1,0 +1,45 @@
+"""Sample checks of torch's OpInfo database that do not pass on device npu, each with its reason.
+
+``python -m tests.conformance.opinfo`` fails for a failure that is not listed here, for an exception that no
+longer fails, and if the exceptions are more than LIMIT of the sample checks.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+LIMIT = 0.01
+
+
+@dataclass(frozen=True)
+class Known:
+    """Failures of operators matching `op` with an error matching `error`."""
+
+    op: str  # regular expression, whole name
+    error: str  # regular expression, anywhere in the message
+    reason: str
+    variants: tuple[str, ...] = ()  # all if empty
+    dtypes: tuple[str, ...] = ()  # all if empty
+
+    def covers(self, op: str, dtype: str, variant: str, error: str) -> bool:
+        return (
+            re.fullmatch(self.op, op) is not None
+            and re.search(self.error, error) is not None
+            and (not self.variants or variant in self.variants)
+            and (not self.dtypes or dtype in self.dtypes)
+        )
+
+
+EXCEPTIONS: tuple[Known, ...] = (
+    Known(
+        op=r"sparse\..*|.*to_sparse.*",
+        error=r"^NotImplementedError: .*[Ss]parse",
+        reason="device npu has strided tensors only, as Ascend has; the error says to use dense ones",
+    ),
+)
+
+
+def excuse(op: str, dtype: str, variant: str, error: str) -> Known | None:
+    """The exception that covers a failure, if one does."""
+    return next((e for e in EXCEPTIONS if e.covers(op, dtype, variant, error)), None)
