@@ -111,14 +111,14 @@ def test_the_shipped_table_is_in_force() -> None:
 
 def test_large_products_run_on_mindspore() -> None:
     for name in ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"):
-        assert registry.table[name].handle.auto_route(torch.float32, 512 * 512) == "mindspore"
+        assert registry.table[name].handle.auto_route(torch.float32, 1024 * 512) == "mindspore"
 
 
 @pytest.mark.parametrize(
     ("seconds", "wanted"),
     [
         ({"host": [1, 1, 1, 1], "csrc": [2, 2, 2, 2]}, ("host", "host", 0)),
-        ({"host": [1, 1, 1, 1], "csrc": [1.04] * 4}, ("csrc", "csrc", 0)),
+        ({"host": [1, 1, 1, 1], "csrc": [1.09] * 4}, ("csrc", "csrc", 0)),
         ({"host": [1, 1, 9, 9], "mindspore": [5, 5, 5, 5]}, ("host", "mindspore", 256**2)),
         ({"host": [1, 9, 1, 9], "mindspore": [5, 5, 5, 5]}, ("host", "mindspore", 1024**2)),
     ],
