@@ -411,7 +411,7 @@ void Engine::build_flows(Op& op) {
     op.flows.push_back(copy_flow(*this, op, pair_ring(from, rank_), from, b.data, bytes(b)));
   };
   auto copy_own = [&](const Buffer& from, const Buffer& to) {
-    if (from.data != to.data) std::memcpy(to.data, from.data, bytes(from));
+    op.flows.push_back(local_flow(*this, from.data, to.data, bytes(from)));
   };
   switch (q.kind) {
     case Kind::all_reduce:

@@ -1,5 +1,9 @@
 #include "comm/flows.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <cstring>
 
@@ -8,6 +12,35 @@ namespace {
 
 // The index under which `rank` consumes `ring`: its own number in a broadcast ring, 0 in a pair ring.
 int consumer_index(const Ring& ring, int rank) { return ring.producer() < 0 ? 0 : rank; }
+
+constexpr uint64_t kStreamBytes =
+    8 << 20;  // more than a core's share of the caches: what is written will not stay
+
+#if defined(__x86_64__)
+// Stores past the caches: the target is not read first, and what the rings need stays cached.
+__attribute__((target("avx2"))) void stream_avx2(char* dst, const char* src, uint64_t n) {
+  const uint64_t head = std::min<uint64_t>(n, -reinterpret_cast<uintptr_t>(dst) & 31);
+  std::memcpy(dst, src, head);
+  uint64_t i = head;
+  for (; i + 32 <= n; i += 32)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(dst + i),
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src + i)));
+  std::memcpy(dst + i, src + i, n - i);
+  _mm_sfence();
+}
+#endif
+
+// Copies a piece of a transfer of `total` bytes to memory that this rank will not read again soon.
+void copy_out(char* dst, const char* src, uint64_t n, uint64_t total) {
+#if defined(__x86_64__)
+  static const bool avx2 = __builtin_cpu_supports("avx2");
+  if (avx2 && total >= kStreamBytes) {
+    stream_avx2(dst, src, n);
+    return;
+  }
+#endif
+  std::memcpy(dst, src, n);
+}
 
 void ring_consumers(Engine& e, const Ring& ring, int to) {
   if (to >= 0)
@@ -49,7 +82,7 @@ class SendFlow final : public Flow {
       std::memcpy(slot->data, src_ + sent_, n);
       ring_.publish();
       ring_consumers(e, ring_, to_);
-      if (mirror_) std::memcpy(mirror_ + sent_, slot->data, n);
+      if (mirror_) copy_out(mirror_ + sent_, slot->data, n, bytes_);
       sent_ += n;
       done = sent_ == bytes_;
       moved = true;
@@ -90,7 +123,7 @@ class CopyFlow final : public Flow {
       const uint64_t n = std::min(piece_, bytes_ - got_);
       const Slot* slot = ring_.head(index_);
       e.expect(op_, *slot, n, bytes_, from_);
-      std::memcpy(dst_ + got_, slot->data, n);
+      copy_out(dst_ + got_, slot->data, n, bytes_);
       ring_.pop(index_);
       e.ring(from_);
       got_ += n;
@@ -111,6 +144,31 @@ class CopyFlow final : public Flow {
   char* dst_;
   const uint64_t bytes_, piece_;
   uint64_t got_ = 0;
+};
+
+// Copies this rank's own block, a piece at a time, so that the peers need not wait for all of it.
+class LocalFlow final : public Flow {
+ public:
+  LocalFlow(Engine& e, const void* src, void* dst, uint64_t bytes)
+      : src_(static_cast<const char*>(src)), dst_(static_cast<char*>(dst)), bytes_(bytes), piece_(e.chunk()) {
+    done = bytes == 0 || src == dst;
+  }
+
+  bool step(Engine&) override {
+    const uint64_t n = std::min(piece_, bytes_ - at_);
+    copy_out(dst_ + at_, src_ + at_, n, bytes_);
+    at_ += n;
+    done = at_ == bytes_;
+    return true;
+  }
+
+  void waiting_for(const Engine&, std::vector<bool>&) const override {}
+
+ private:
+  const char* src_;
+  char* dst_;
+  const uint64_t bytes_, piece_;
+  uint64_t at_ = 0;
 };
 
 class ReduceFlow final : public Flow {
@@ -204,6 +262,10 @@ std::unique_ptr<Flow> send_flow(Engine& e, const Op& op, Ring& ring, int to, con
 
 std::unique_ptr<Flow> copy_flow(Engine& e, const Op& op, Ring& ring, int from, void* dst, uint64_t bytes) {
   return std::make_unique<CopyFlow>(e, op, ring, from, dst, bytes);
+}
+
+std::unique_ptr<Flow> local_flow(Engine& e, const void* src, void* dst, uint64_t bytes) {
+  return std::make_unique<LocalFlow>(e, src, dst, bytes);
 }
 
 std::unique_ptr<Flow> reduce_flow(Engine& e, const Op& op, std::vector<Ring*> rings, const void* own,

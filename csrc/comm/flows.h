@@ -17,6 +17,9 @@ std::unique_ptr<Flow> send_flow(Engine& e, const Op& op, Ring& ring, int to, con
 // Drains the ring of rank `from` into memory.
 std::unique_ptr<Flow> copy_flow(Engine& e, const Op& op, Ring& ring, int from, void* dst, uint64_t bytes);
 
+// Copies memory of this rank in pieces, in between the other flows.
+std::unique_ptr<Flow> local_flow(Engine& e, const void* src, void* dst, uint64_t bytes);
+
 // Reduces this rank's `own` with what every other rank sends (rings[r]; own rank's entry null) into `dst`, in
 // rank order; publishes the result to `out` too when given. Starts after `after`, when given, is done.
 std::unique_ptr<Flow> reduce_flow(Engine& e, const Op& op, std::vector<Ring*> rings, const void* own,
