@@ -4,7 +4,41 @@ Each has a native CPU kernel (csrc/kernels), a reference composite in torch besi
 for Ascend.
 """
 
+from mindspeed_ms.kernels.activation import bias_activation, bias_glu
 from mindspeed_ms.kernels.backend import force_implementation, force_isa, implementation, isa
+from mindspeed_ms.kernels.cross_entropy import vocab_parallel_cross_entropy
+from mindspeed_ms.kernels.dropout import bias_dropout_add
+from mindspeed_ms.kernels.embedding import embedding_grad
 from mindspeed_ms.kernels.norm import layer_norm, rms_norm
+from mindspeed_ms.kernels.optimizer import (
+    adam_step,
+    clip_by_norm_,
+    l2_norm,
+    multi_scale,
+    newton_schulz,
+    sgd_step,
+)
+from mindspeed_ms.kernels.rope import rope
+from mindspeed_ms.kernels.softmax import scaled_softmax
 
-__all__ = ["force_implementation", "force_isa", "implementation", "isa", "layer_norm", "rms_norm"]
+__all__ = [
+    "adam_step",
+    "bias_activation",
+    "bias_dropout_add",
+    "bias_glu",
+    "clip_by_norm_",
+    "embedding_grad",
+    "force_implementation",
+    "force_isa",
+    "implementation",
+    "isa",
+    "l2_norm",
+    "layer_norm",
+    "multi_scale",
+    "newton_schulz",
+    "rms_norm",
+    "rope",
+    "scaled_softmax",
+    "sgd_step",
+    "vocab_parallel_cross_entropy",
+]

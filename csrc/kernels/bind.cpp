@@ -17,7 +17,17 @@ void bind_kernels(pybind11::module_& m) {
   m.def(
       "best_isa", [] { return kernels::isa_name(kernels::best_isa()); },
       "Name of the best instruction set here.");
+  kernels::bind_activation(m);
+  kernels::bind_cross_entropy(m);
   kernels::bind_norm(m);
+  kernels::bind_strided_copy(m);
+  kernels::bind_reduce(m);
+  kernels::bind_optimizer(m);
+  kernels::bind_embedding(m);
+  kernels::bind_elementwise(m);
+  kernels::bind_dropout(m);
+  kernels::bind_rope(m);
+  kernels::bind_softmax(m);
 }
 
 }  // namespace mindspeed_ms

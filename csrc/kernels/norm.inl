@@ -1,4 +1,5 @@
 // RMSNorm and LayerNorm over the last dimension, forward and backward. kCenter distinguishes the two.
+#include "kernels/column_parts.inl"
 
 // The weights as fp32 with `offset` added (1 for zero-centred gamma); all `offset + 1` when there are none.
 inline std::vector<float> fp32_weights(Ptr weight, int dtype, std::int64_t cols, float offset, float absent) {
@@ -20,7 +21,7 @@ struct NormRows {
 
 template <bool kCenter, class T>
 inline void norm_forward_rows(const NormRows& rows, const T* x, const T* residual, T* sum, T* y, float* mean,
-                              float* rstd, float eps) {
+                              float* rstd, double eps) {
   const std::int64_t cols = rows.cols;
   for (std::int64_t r = rows.begin; r < rows.end; ++r) {
     const T* row = x + r * cols;
@@ -33,16 +34,15 @@ inline void norm_forward_rows(const NormRows& rows, const T* x, const T* residua
     }
     float mu = 0.0f;
     if constexpr (kCenter) {
-      vf total{};
-      each_vector(cols, [&](std::int64_t i, auto n) { total += load(row + i, n); });
-      mu = hsum(total) / static_cast<float>(cols);
+      mu = sum_vectors(cols, [&](std::int64_t i, auto n) { return load(row + i, n); }) /
+           static_cast<float>(cols);
     }
-    vf squares{};
-    each_vector(cols, [&](std::int64_t i, auto n) {
+    const float squares = sum_vectors(cols, [&](std::int64_t i, auto n) {
       const vf d = fill_rest(load(row + i, n) - mu, 0.0f, n);
-      squares = fma(d, d, squares);
+      return d * d;
     });
-    const float scale = 1.0f / std::sqrt(hsum(squares) / static_cast<float>(cols) + eps);
+    const auto scale =
+        static_cast<float>(1.0 / std::sqrt(static_cast<double>(squares) / static_cast<double>(cols) + eps));
     T* out = y + r * cols;
     each_vector(cols, [&](std::int64_t i, auto n) {
       vf v = (load(row + i, n) - mu) * scale * load(rows.weight + i, n);
@@ -70,8 +70,7 @@ inline void norm_forward(bool center, Ptr x, Ptr residual, Ptr weight, Ptr bias,
       parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
         norm_forward_rows<c.value>(
             NormRows{begin, end, cols, w.data(), bias ? b.data() : nullptr, past_cache}, as<const T>(x),
-            as<const T>(residual), as<T>(sum), as<T>(y), as<float>(mean), as<float>(rstd),
-            static_cast<float>(eps));
+            as<const T>(residual), as<T>(sum), as<T>(y), as<float>(mean), as<float>(rstd), eps);
       });
     });
   });
@@ -86,19 +85,18 @@ inline void norm_backward_rows(const NormRows& rows, const T* dy, const T* x, co
     const T* grad = dy + r * cols;
     const float mu = kCenter ? mean[r] : 0.0f;
     const float scale = rstd[r];
-    vf along{};
     vf plain{};
-    each_vector(cols, [&](std::int64_t i, auto n) {
+    const float along = sum_vectors(cols, [&](std::int64_t i, auto n) {
       const vf g = load(grad + i, n);
       const vf xhat = (load(row + i, n) - mu) * scale;
       const vf gw = g * load(rows.weight + i, n);
-      along = fma(gw, fill_rest(xhat, 0.0f, n), along);
       if constexpr (kCenter) plain += gw;
       if (dweight) store(dweight + i, fma(g, xhat, load(dweight + i, n)), n);
       if (dbias) store(dbias + i, load(dbias + i, n) + g, n);
+      return fill_rest(gw * xhat, 0.0f, n);
     });
     if (!dx) continue;
-    const float a = hsum(along) / static_cast<float>(cols);
+    const float a = along / static_cast<float>(cols);
     const float p = kCenter ? hsum(plain) / static_cast<float>(cols) : 0.0f;
     T* out = dx + r * cols;
     each_vector(cols, [&](std::int64_t i, auto n) {
@@ -120,19 +118,17 @@ inline void norm_backward(bool center, Ptr dy, Ptr x, Ptr weight, Ptr dsum, Ptr 
                           int dtype, int weight_dtype) {
   if (cols == 0) return;
   const auto w = fp32_weights(weight, weight_dtype, cols, static_cast<float>(weight_offset), 1.0f);
-  // At most 64 partial sums, split by shape only, added up in order.
-  constexpr std::int64_t kMaxParts = 64;
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = static_cast<std::int64_t>(sizeof(T)) * cols;
-    const std::int64_t block = std::max(rows_per_task(bytes * 2), (rows + kMaxParts - 1) / kMaxParts);
-    const std::int64_t parts = (rows + block - 1) / block;
-    std::vector<float> partial(static_cast<std::size_t>(parts * cols * ((dweight != 0) + (dbias != 0))));
-    const std::int64_t bias_part = dweight ? parts * cols : 0;
+    const RowParts split = split_rows(rows, cols, bytes * 2);
+    std::vector<float> partial(
+        static_cast<std::size_t>(split.parts * cols * ((dweight != 0) + (dbias != 0))));
+    const std::int64_t bias_part = dweight ? split.parts * cols : 0;
     const bool past_cache = should_stream(bytes * rows);
     choose(center, [&](auto c) {
-      parallel_blocks(rows, block, [&](std::int64_t begin, std::int64_t end) {
-        const std::int64_t part = begin / block;
+      parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
+        const std::int64_t part = begin / split.block;
         norm_backward_rows<c.value>(NormRows{begin, end, cols, w.data(), nullptr, past_cache},
                                     as<const T>(dy), as<const T>(x), as<const T>(dsum), as<const float>(mean),
                                     as<const float>(rstd), as<T>(dx),
@@ -140,16 +136,7 @@ inline void norm_backward(bool center, Ptr dy, Ptr x, Ptr weight, Ptr dsum, Ptr 
                                     dbias ? partial.data() + bias_part + part * cols : nullptr);
       });
     });
-    const auto add_up = [&](Ptr target, const float* from) {
-      parallel_blocks(cols, 1024, [&](std::int64_t begin, std::int64_t end) {
-        each_vector(end - begin, [&](std::int64_t i, auto n) {
-          vf total{};
-          for (std::int64_t p = 0; p < parts; ++p) total += load(from + p * cols + begin + i, n);
-          store(as<float>(target) + begin + i, total, n);
-        });
-      });
-    };
-    if (dweight) add_up(dweight, partial.data());
-    if (dbias) add_up(dbias, partial.data() + bias_part);
+    if (dweight) add_parts(split, partial.data(), as<float>(dweight));
+    if (dbias) add_parts(split, partial.data() + bias_part, as<float>(dbias));
   });
 }

@@ -58,7 +58,7 @@ MSK_INLINE vf at_most(vf x, vf bound) { return x > bound ? bound : x; }
 
 MSK_INLINE vf round_even(vf x) {
 #if MSK_AVX512
-  return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return _mm512_maskz_roundscale_ps(0xffff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif MSK_AVX2
   return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
@@ -70,7 +70,7 @@ MSK_INLINE vf round_even(vf x) {
 
 MSK_INLINE vf sqrt(vf x) {
 #if MSK_AVX512
-  return _mm512_sqrt_ps(x);
+  return _mm512_maskz_sqrt_ps(0xffff, x);
 #elif MSK_AVX2
   return _mm256_sqrt_ps(x);
 #else
@@ -173,22 +173,17 @@ MSK_INLINE void store(f16* p, vf x, Lanes n) {
 }
 
 // A single element.
-template <class T>
-MSK_INLINE float load1(const T* p) {
-  if constexpr (std::is_same_v<T, float>) {
-    return *p;
-  } else {
-    return load(p, Part{1})[0];
-  }
+MSK_INLINE float load1(const float* p) { return *p; }
+MSK_INLINE float load1(const bf16* p) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(p->bits) << 16);
 }
-template <class T>
-MSK_INLINE void store1(T* p, float x) {
-  if constexpr (std::is_same_v<T, float>) {
-    *p = x;
-  } else {
-    store(p, splat(x), Part{1});
-  }
+MSK_INLINE float load1(const f16* p) { return static_cast<float>(std::bit_cast<_Float16>(p->bits)); }
+MSK_INLINE void store1(float* p, float x) { *p = x; }
+MSK_INLINE void store1(bf16* p, float x) {
+  const auto u = std::bit_cast<std::uint32_t>(x);
+  p->bits = x != x ? 0x7fc0 : static_cast<std::uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
+MSK_INLINE void store1(f16* p, float x) { p->bits = std::bit_cast<std::uint16_t>(static_cast<_Float16>(x)); }
 
 // Store that bypasses the cache where the address allows it; finish a task with stream_fence().
 template <class T>
@@ -247,6 +242,21 @@ MSK_INLINE float hsum(vf x) {
   return part[0];
 }
 
+// Sum of the vectors f(i, lanes) over [0, n), which must be 0 in lanes beyond n. Groups of 32 are summed
+// first, so that the error grows with 32 + n / (32 kW) additions instead of n / kW.
+template <class F>
+MSK_INLINE float sum_vectors(std::int64_t n, F&& f) {
+  constexpr std::int64_t kGroup = 32 * kW;
+  vf total{};
+  for (std::int64_t first = 0; first < n; first += kGroup) {
+    vf part{};
+    each_vector(n - first < kGroup ? n - first : kGroup,
+                [&](std::int64_t i, auto lanes) { part += f(first + i, lanes); });
+    total += part;
+  }
+  return hsum(total);
+}
+
 // Largest lane; a NaN in any lane gives NaN.
 MSK_INLINE float hmax(vf x) {
   float best = x[0];
@@ -270,7 +280,7 @@ MSK_INLINE vf fill_rest(vf x, float fill, Part part) {
 // 2^n for the exponent range that exp needs, in two factors so that denormal results round once.
 MSK_INLINE vf scale_2n(vf x, vf n) {
 #if MSK_AVX512
-  return _mm512_scalef_ps(x, n);
+  return _mm512_maskz_scalef_ps(0xffff, x, n);
 #else
   const vi whole = __builtin_convertvector(n, vi);
   const vi half = whole >> 1;

@@ -41,14 +41,14 @@ def assert_as_good_as_torch(
     """Our relative L2 and maximum error against `exact` (float64) are no larger than torch's.
 
     The slack covers the scatter of roundings that differ (doubled for the maximum, an extreme of few values),
-    and an error of two roundings of the result passes whatever torch reaches: on small inputs torch can be
+    and an error of three roundings of the result passes whatever torch reaches: on small inputs torch can be
     exact by luck.
     """
     assert ours.shape == exact.shape, f"{what}: shape {tuple(ours.shape)}, expected {tuple(exact.shape)}"
     assert ours.dtype == torchs.dtype, f"{what}: dtype {ours.dtype}, torch's is {torchs.dtype}"
     floor = ROUNDING[ours.dtype]
     mine, theirs = relative_l2(ours, exact), relative_l2(torchs, exact)
-    assert mine <= max(slack * theirs, 2 * floor), f"{what}: relative L2 error {mine:.2e}, torch {theirs:.2e}"
+    assert mine <= max(slack * theirs, 3 * floor), f"{what}: relative L2 error {mine:.2e}, torch {theirs:.2e}"
     if exact.numel():
         mine = (ours.double() - exact).abs().max().item()
         theirs = (torchs.double() - exact).abs().max().item()

@@ -1,0 +1,119 @@
+"""Cross entropy over logits whose vocabulary may be split over a tensor-parallel group."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from mindspeed_ms.kernels.backend import dtype_code, implementation, native, pointer
+from torch.autograd.function import once_differentiable
+
+
+def vocab_parallel_cross_entropy(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    label_smoothing: float = 0.0,
+    group: dist.ProcessGroup | None = None,
+    *,
+    reuse_logits: bool = False,
+) -> torch.Tensor:
+    """Loss per token, fp32, of target's shape (Megatron's vocab_parallel_cross_entropy).
+
+    logits: (..., vocabulary / ranks), fp32, bf16 or fp16; target: int64 (...,) ids in the whole vocabulary;
+    rank r of `group` holds ids [r * n, (r + 1) * n). Label smoothing is Megatron's: the smoothed part is
+    label_smoothing * K / (K - 1) over the K columns of this rank. Neither the softmax nor an fp32 copy of the
+    logits is kept; with `reuse_logits` the gradient overwrites the logits, for callers that own them.
+    """
+    if target.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"cross entropy: target {tuple(target.shape)} does not fit logits {tuple(logits.shape)}"
+        )
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"cross entropy: label_smoothing must be in [0, 1), got {label_smoothing}")
+    if implementation(logits) == "composite":
+        return cross_entropy_composite(logits, target, label_smoothing, group)
+    return _CrossEntropy.apply(logits, target, float(label_smoothing), group, reuse_logits)
+
+
+def cross_entropy_composite(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    label_smoothing: float = 0.0,
+    group: dist.ProcessGroup | None = None,
+) -> torch.Tensor:
+    """The reference in torch operators; differentiable through the log-sum-exp for one rank only."""
+    if group is not None and group.size() > 1:
+        raise ValueError(
+            "cross_entropy_composite holds for one rank; gather the logits or use fp32, bf16 or fp16"
+        )
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    logp = torch.log_softmax(wide, dim=-1)
+    loss = -logp.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    if label_smoothing > 0.0:
+        share = label_smoothing * logits.shape[-1] / (logits.shape[-1] - 1)
+        loss = (1.0 - share) * loss - share * logp.mean(dim=-1)
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, target, label_smoothing, group, reuse_logits):
+        logits = logits.contiguous()
+        ids = target.to(torch.int64).contiguous()
+        cols = logits.shape[-1]
+        rows = ids.numel()
+        ranks = 1 if group is None else group.size()
+        first = 0 if group is None else group.rank() * cols
+        smoothing = label_smoothing > 0.0
+        wide = {"dtype": torch.float32, "device": logits.device}
+        peak = torch.empty(rows, **wide)
+        sums = torch.empty((3 if smoothing else 2, rows), **wide)
+        native().cross_entropy_max(pointer(logits), pointer(peak), rows, cols, dtype_code(logits))
+        if ranks > 1:
+            dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
+        native().cross_entropy_sums(
+            pointer(logits),
+            pointer(peak),
+            pointer(ids),
+            pointer(sums),
+            rows,
+            cols,
+            first,
+            smoothing,
+            dtype_code(logits),
+        )
+        if ranks > 1:
+            # The sum of logits stays local: Megatron smooths over the rank's own columns.
+            dist.all_reduce(sums[:2], group=group)
+        log_sum = torch.log(sums[0])
+        loss = log_sum - sums[1]
+        share = 0.0
+        if smoothing:
+            share = label_smoothing * cols / (cols - 1)
+            loss = (1.0 - share) * loss + share * (log_sum - sums[2] / cols)
+        ctx.save_for_backward(logits, ids, peak, sums[0])
+        ctx.first, ctx.share, ctx.reuse = first, share, reuse_logits
+        return loss.reshape(target.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        logits, ids, peak, total = ctx.saved_tensors
+        cols = logits.shape[-1]
+        grad = grad.float().contiguous()
+        dlogits = logits if ctx.reuse else torch.empty_like(logits)
+        native().cross_entropy_grad(
+            pointer(logits),
+            pointer(peak),
+            pointer(total),
+            pointer(ids),
+            pointer(grad),
+            pointer(dlogits),
+            ids.numel(),
+            cols,
+            ctx.first,
+            1.0 - ctx.share,
+            ctx.share / cols,
+            dtype_code(logits),
+            dtype_code(dlogits),
+        )
+        return dlogits, None, None, None, None

@@ -1,0 +1,109 @@
+"""Rotary position embedding (Su et al. 2021) on any strided (sequence, batch, heads, channels) tensor."""
+
+from __future__ import annotations
+
+import torch
+from mindspeed_ms.kernels.backend import dtype_code, implementation, native, pointer
+from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakIdKeyDictionary
+
+#: Layout -> code of csrc/kernels/rope.inl.
+LAYOUTS = {"half": 0, "interleaved": 1, "to_half": 2}
+
+_tables: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def rope(x: torch.Tensor, freqs: torch.Tensor, layout: str = "half", *, mscale: float = 1.0) -> torch.Tensor:
+    """Rotates the first freqs.shape[-1] channels of each head by the angles `freqs`; the others are copied.
+
+    x: (sequence, batch, heads, channels) or (tokens, heads, channels), fp32, bf16 or fp16, any strides with
+    adjacent channels; freqs: fp32 (sequence, 1 or batch, 1, rotary) (for 3-d x (tokens, 1, 1, rotary)),
+    both halves given as Megatron's RotaryEmbedding does. layout: "half" pairs (i, i + rotary/2),
+    "interleaved" pairs (2i, 2i+1), "to_half" takes interleaved pairs and returns them in halves (Megatron's
+    multi_latent_attention). cos and sin are multiplied by `mscale` (YaRN) and, unlike in Megatron's unfused
+    code, not rounded to x's dtype. The result is contiguous.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"unknown rotary layout {layout!r}; use one of {sorted(LAYOUTS)}")
+    if x.dim() == 3:
+        return rope(x.unsqueeze(1), freqs, layout, mscale=mscale).squeeze(1)
+    rotary = freqs.shape[-1]
+    if x.dim() != 4 or rotary > x.shape[-1] or rotary % 2:
+        raise ValueError(f"rope: x {tuple(x.shape)} cannot be rotated by freqs {tuple(freqs.shape)}")
+    if (
+        freqs.dim() != 4
+        or freqs.shape[0] < x.shape[0]
+        or freqs.shape[1] not in (1, x.shape[1])
+        or freqs.shape[2] != 1
+    ):
+        raise ValueError(
+            f"rope: freqs {tuple(freqs.shape)} must be (sequence, 1 or batch, 1, rotary) "
+            f"for x {tuple(x.shape)}"
+        )
+    freqs = freqs if freqs.shape[0] == x.shape[0] else freqs[: x.shape[0]]
+    if implementation(x, freqs) == "composite":
+        return rope_composite(x, freqs, layout, mscale=mscale)
+    cos, sin = _cos_sin(freqs, mscale)
+    return _Rope.apply(x, cos, sin, LAYOUTS[layout], False)
+
+
+def rope_composite(
+    x: torch.Tensor, freqs: torch.Tensor, layout: str = "half", *, mscale: float = 1.0
+) -> torch.Tensor:
+    """The reference in torch operators, for x of 4 dimensions."""
+    rotary = freqs.shape[-1]
+    turned, passed = x[..., :rotary], x[..., rotary:]
+    wide = turned if turned.dtype == torch.float64 else turned.float()
+    cos, sin = torch.cos(freqs) * mscale, torch.sin(freqs) * mscale
+    if layout == "interleaved":
+        other = torch.stack((-wide[..., 1::2], wide[..., ::2]), dim=-1).flatten(-2)
+    else:
+        if layout == "to_half":
+            wide = torch.cat((wide[..., ::2], wide[..., 1::2]), dim=-1)
+        low, high = wide.chunk(2, dim=-1)
+        other = torch.cat((-high, low), dim=-1)
+    return torch.cat(((wide * cos + other * sin).to(x.dtype), passed), dim=-1)
+
+
+def _cos_sin(freqs: torch.Tensor, mscale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """fp32 tables of the angles, kept while `freqs` lives: every layer turns by the same ones."""
+    known = _tables.get(freqs)
+    key = (freqs._version, mscale)
+    if known is None or known[0] != key:
+        with torch.no_grad():
+            wide = freqs.detach().float()
+            known = (key, (torch.cos(wide) * mscale).contiguous(), (torch.sin(wide) * mscale).contiguous())
+        _tables[freqs] = known
+    return known[1], known[2]
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, cos, sin, layout, backward):
+        if x.stride(-1) != 1 and x.shape[-1] > 1:
+            x = x.contiguous()
+        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        if x.numel():
+            native().rope(
+                layout,
+                backward,
+                pointer(x),
+                pointer(y),
+                pointer(cos),
+                pointer(sin),
+                *x.shape,
+                cos.shape[-1],
+                *x.stride()[:3],
+                *y.stride()[:3],
+                cos.stride(0),
+                cos.stride(1) if cos.shape[1] > 1 else 0,
+                dtype_code(x),
+            )
+        ctx.save_for_backward(cos, sin)
+        ctx.layout, ctx.inverse = layout, not backward
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return _Rope.apply(dy, *ctx.saved_tensors, ctx.layout, ctx.inverse), None, None, None, None

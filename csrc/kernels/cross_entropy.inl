@@ -1,0 +1,85 @@
+// Vocabulary-parallel cross entropy over a shard of the vocabulary.
+// Megatron's three steps: the maximum (to be reduced over the ranks), then per row the sum of exponentials,
+// the target's logit and the sum of logits (reduced too), then the gradient from the logits and the
+// log-sum-exp.
+
+// peak[r] = max of the row, fp32.
+inline void cross_entropy_max(Ptr logits, Ptr peak, std::int64_t rows, std::int64_t cols, int dtype) {
+  visit(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
+    parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        const T* row = as<const T>(logits) + r * cols;
+        vf peaks = splat(-std::numeric_limits<float>::infinity());
+        each_vector(cols, [&](std::int64_t i, auto n) {
+          peaks = max_nan(peaks, fill_rest(load(row + i, n), -std::numeric_limits<float>::infinity(), n));
+        });
+        as<float>(peak)[r] = hmax(peaks);
+      }
+    });
+  });
+}
+
+// For each row, with logits shifted by peak[r]: sums[0][r] = sum of exp, sums[1][r] = the target's logit (0
+// when this shard does not hold it), sums[2][r] = sum of the logits when `smoothing`. target holds int64
+// vocabulary ids, the shard is [first, first + cols).
+inline void cross_entropy_sums(Ptr logits, Ptr peak, Ptr target, Ptr sums, std::int64_t rows,
+                               std::int64_t cols, std::int64_t first, bool smoothing, int dtype) {
+  visit(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
+    parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        const T* row = as<const T>(logits) + r * cols;
+        const float top = as<const float>(peak)[r];
+        vf plain{};
+        const float exps = sum_vectors(cols, [&](std::int64_t i, auto n) {
+          const vf v = load(row + i, n) - top;
+          if (smoothing) plain += fill_rest(v, 0.0f, n);
+          return fill_rest(exp(v), 0.0f, n);
+        });
+        const std::int64_t id = as<const std::int64_t>(target)[r] - first;
+        float* out = as<float>(sums) + r;
+        out[0] = exps;
+        out[rows] = id >= 0 && id < cols ? load1(row + id) - top : 0.0f;
+        if (smoothing) out[2 * rows] = hsum(plain);
+      }
+    });
+  });
+}
+
+// dlogits = grad[r] * (exp(logit - peak[r]) / sum[r] - [id is the target] * on - everywhere), may overwrite
+// logits. on = 1 and everywhere = 0 without label smoothing.
+inline void cross_entropy_grad(Ptr logits, Ptr peak, Ptr sum, Ptr target, Ptr grad, Ptr dlogits,
+                               std::int64_t rows, std::int64_t cols, std::int64_t first, double on,
+                               double everywhere, int dtype, int out_dtype) {
+  visit(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    visit(out_dtype, [&](auto out_tag) {
+      using Out = decltype(out_tag);
+      const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
+      const bool past_cache = should_stream(rows * cols * static_cast<std::int64_t>(sizeof(Out)));
+      parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t r = begin; r < end; ++r) {
+          const T* row = as<const T>(logits) + r * cols;
+          Out* out = as<Out>(dlogits) + r * cols;
+          const float shift = as<const float>(peak)[r];
+          const float inverse = 1.0f / as<const float>(sum)[r];
+          const float g = as<const float>(grad)[r];
+          const float rest = static_cast<float>(everywhere);
+          const std::int64_t id = as<const std::int64_t>(target)[r] - first;
+          const bool here = id >= 0 && id < cols;
+          // Read before the row is overwritten, written after: the target's probability less `on`.
+          const float hit =
+              here ? std::exp(load1(row + id) - shift) * inverse - static_cast<float>(on) - rest : 0.0f;
+          each_vector(cols, [&](std::int64_t i, auto n) {
+            put(out + i, g * (exp(load(row + i, n) - shift) * inverse - rest), n, past_cache);
+          });
+          if (past_cache) stream_fence();
+          if (here) store1(out + id, g * hit);
+        }
+      });
+    });
+  });
+}

@@ -1,0 +1,65 @@
+// residual + dropout(x + bias), with the mask drawn by the caller (one byte per element, nonzero = kept).
+#include "kernels/column_parts.inl"
+
+typedef std::uint8_t mask_bytes_u __attribute__((vector_size(kW), aligned(1), may_alias));
+
+MSK_INLINE vf kept(vf x, const std::uint8_t* mask, Full) {
+  const vi keep = __builtin_convertvector(*reinterpret_cast<const mask_bytes_u*>(mask), vi);
+  return keep != 0 ? x : vf{};
+}
+MSK_INLINE vf kept(vf x, const std::uint8_t* mask, Part part) {
+  for (int i = 0; i < part.n; ++i) {
+    if (!mask[i]) x[i] = 0.0f;
+  }
+  return x;
+}
+
+// y = residual + mask * scale * (x + bias); bias and mask may be absent. (rows, cols)
+inline void dropout_add_forward(Ptr x, Ptr bias, Ptr residual, Ptr mask, Ptr y, std::int64_t rows,
+                                std::int64_t cols, double scale, int dtype) {
+  const auto factor = static_cast<float>(scale);
+  visit(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
+    const bool past_cache = should_stream(rows * bytes);
+    parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        const T* add = as<const T>(bias);
+        each_vector(cols, [&](std::int64_t i, auto n) {
+          const std::int64_t at = r * cols + i;
+          vf v = load(as<const T>(x) + at, n);
+          if (add) v += load(add + i, n);
+          if (mask) v = kept(v * factor, as<const std::uint8_t>(mask) + at, n);
+          put(as<T>(y) + at, v + load(as<const T>(residual) + at, n), n, past_cache);
+        });
+      }
+      if (past_cache) stream_fence();
+    });
+  });
+}
+
+// dx = mask * scale * dy, dbias = sum over rows of dx (fp32, may be absent).
+inline void dropout_backward(Ptr dy, Ptr mask, Ptr dx, Ptr dbias, std::int64_t rows, std::int64_t cols,
+                             double scale, int dtype) {
+  const auto factor = static_cast<float>(scale);
+  visit(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
+    const bool past_cache = should_stream(rows * bytes);
+    const RowParts split = split_rows(rows, cols, bytes);
+    std::vector<float> partial(static_cast<std::size_t>(dbias ? split.parts * cols : 0));
+    parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
+      float* sums = dbias ? partial.data() + begin / split.block * cols : nullptr;
+      for (std::int64_t r = begin; r < end; ++r) {
+        each_vector(cols, [&](std::int64_t i, auto n) {
+          const std::int64_t at = r * cols + i;
+          const vf d = kept(load(as<const T>(dy) + at, n) * factor, as<const std::uint8_t>(mask) + at, n);
+          put(as<T>(dx) + at, d, n, past_cache);
+          if (sums) store(sums + i, load(sums + i, n) + d, n);
+        });
+      }
+      if (past_cache) stream_fence();
+    });
+    if (dbias) add_parts(split, partial.data(), as<float>(dbias));
+  });
+}

@@ -1,0 +1,202 @@
+// Elementwise operations on contiguous arrays and lists of them: the building blocks behind aten's names.
+
+// Codes shared with mindspeed_ms.kernels.aten.
+enum Binary : int { kAdd = 0, kSub = 1, kMul = 2, kDiv = 3, kMax = 4, kMin = 5 };
+enum Unary : int {
+  kCopy = 0,
+  kSqrt = 1,
+  kRsqrt = 2,
+  kExp = 3,
+  kTanh = 4,
+  kSigmoid = 5,
+  kNeg = 6,
+  kAbs = 7,
+  kReciprocal = 8,
+  kSquare = 9,
+  kRelu = 10,
+  kErf = 11
+};
+
+template <class F>
+MSK_INLINE void visit_binary(int op, F&& f) {
+  switch (op) {
+    case kAdd:
+      return f([](vf a, vf b) { return a + b; });
+    case kSub:
+      return f([](vf a, vf b) { return a - b; });
+    case kMul:
+      return f([](vf a, vf b) { return a * b; });
+    case kDiv:
+      return f([](vf a, vf b) { return a / b; });
+    case kMax:
+      return f([](vf a, vf b) { return max_nan(a, b); });
+    case kMin:
+      return f([](vf a, vf b) { return -max_nan(-a, -b); });
+  }
+  throw std::invalid_argument("unknown binary operation code " + std::to_string(op));
+}
+
+template <class F>
+MSK_INLINE void visit_unary(int op, F&& f) {
+  switch (op) {
+    case kCopy:
+      return f([](vf x) { return x; });
+    case kSqrt:
+      return f([](vf x) { return sqrt(x); });
+    case kRsqrt:
+      return f([](vf x) { return 1.0f / sqrt(x); });
+    case kExp:
+      return f([](vf x) { return exp(x); });
+    case kTanh:
+      return f([](vf x) { return tanh(x); });
+    case kSigmoid:
+      return f([](vf x) { return sigmoid(x); });
+    case kNeg:
+      return f([](vf x) { return -x; });
+    case kAbs:
+      return f([](vf x) { return abs(x); });
+    case kReciprocal:
+      return f([](vf x) { return 1.0f / x; });
+    case kSquare:
+      return f([](vf x) { return x * x; });
+    case kRelu:
+      return f([](vf x) { return x < 0.0f ? vf{} : x; });
+    case kErf:
+      return f([](vf x) { return erf(x); });
+  }
+  throw std::invalid_argument("unknown unary operation code " + std::to_string(op));
+}
+
+// ys = op(xs), converting from dtype to out_dtype.
+inline void unary(int op, const Pointers& xs, const Pointers& ys, const Sizes& sizes, int dtype,
+                  int out_dtype) {
+  check_list(xs, sizes, "unary", "xs");
+  check_list(ys, sizes, "unary", "ys");
+  const auto spans = split_lists(sizes);
+  const auto sweep = [&](auto tag, auto out_tag, auto f) {
+    using T = decltype(tag);
+    using Out = decltype(out_tag);
+    parallel_for(static_cast<std::int64_t>(spans.size()), [&](std::int64_t s) {
+      const Span span = spans[static_cast<std::size_t>(s)];
+      const T* x = element<const T>(xs, span.tensor, span.begin);
+      Out* y = element<Out>(ys, span.tensor, span.begin);
+      const bool past_cache = should_stream(sizes[span.tensor] * static_cast<std::int64_t>(sizeof(Out))) &&
+                              static_cast<const void*>(x) != static_cast<const void*>(y);
+      each_vector(span.end - span.begin,
+                  [&](std::int64_t i, auto n) { put(y + i, f(load(x + i, n)), n, past_cache); });
+      if (past_cache) stream_fence();
+    });
+  };
+  visit(dtype, [&](auto tag) {
+    if (op == kCopy) {
+      visit(out_dtype, [&](auto out_tag) { sweep(tag, out_tag, [](vf x) { return x; }); });
+    } else if (out_dtype != dtype) {
+      throw std::invalid_argument("unary: only a copy may convert the dtype");
+    } else {
+      visit_unary(op, [&](auto f) { sweep(tag, tag, f); });
+    }
+  });
+}
+
+// The pairs of storage types that binary operations take: equal ones, and a narrow second operand beside fp32
+// (a bf16 gradient added to its fp32 accumulator).
+template <class F>
+MSK_INLINE void visit_pair(int dtype, int other_dtype, F&& f) {
+  visit(dtype, [&](auto tag) {
+    if (dtype == other_dtype) {
+      f(tag, tag);
+    } else if constexpr (std::is_same_v<decltype(tag), float>) {
+      if (other_dtype == kBF16) {
+        f(tag, bf16{});
+      } else {
+        f(tag, f16{});
+      }
+    } else {
+      throw std::invalid_argument("binary: operands must have one dtype, or the first fp32");
+    }
+  });
+}
+
+// ys = op(as, alpha * bs), where a list `bs` that is empty stands for the number 1: ys = op(as, alpha).
+inline void binary(int op, const Pointers& lefts, const Pointers& rights, const Pointers& ys,
+                   const Sizes& sizes, double alpha, int dtype, int right_dtype) {
+  check_list(lefts, sizes, "binary", "lefts");
+  check_list(ys, sizes, "binary", "ys");
+  if (!rights.empty()) check_list(rights, sizes, "binary", "rights");
+  const auto spans = split_lists(sizes);
+  const auto scale = static_cast<float>(alpha);
+  visit_pair(dtype, rights.empty() ? dtype : right_dtype, [&](auto tag, auto right_tag) {
+    using T = decltype(tag);
+    using R = decltype(right_tag);
+    visit_binary(op, [&](auto f) {
+      parallel_for(static_cast<std::int64_t>(spans.size()), [&](std::int64_t s) {
+        const Span span = spans[static_cast<std::size_t>(s)];
+        const T* a = element<const T>(lefts, span.tensor, span.begin);
+        const R* b = element<const R>(rights, span.tensor, span.begin);
+        T* y = element<T>(ys, span.tensor, span.begin);
+        const bool past_cache =
+            should_stream(sizes[span.tensor] * static_cast<std::int64_t>(sizeof(T))) && a != y;
+        each_vector(span.end - span.begin, [&](std::int64_t i, auto n) {
+          const vf right = b ? load(b + i, n) * scale : splat(scale);
+          put(y + i, f(load(a + i, n), right), n, past_cache);
+        });
+        if (past_cache) stream_fence();
+      });
+    });
+  });
+}
+
+// y = op(a, alpha * b) for a of (rows, cols) and b that repeats: one row (along = 0) or one value per row
+// (1).
+inline void binary_broadcast(int op, Ptr left, Ptr right, Ptr y, std::int64_t rows, std::int64_t cols,
+                             int along, double alpha, int dtype, int right_dtype) {
+  const auto scale = static_cast<float>(alpha);
+  visit_pair(dtype, right_dtype, [&](auto tag, auto right_tag) {
+    using T = decltype(tag);
+    using R = decltype(right_tag);
+    const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
+    const bool past_cache = should_stream(rows * bytes) && left != y;
+    visit_binary(op, [&](auto f) {
+      parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t r = begin; r < end; ++r) {
+          const T* a = as<const T>(left) + r * cols;
+          const R* b = as<const R>(right);
+          T* out = as<T>(y) + r * cols;
+          const vf repeated = along ? splat(load1(b + r) * scale) : vf{};
+          each_vector(cols, [&](std::int64_t i, auto n) {
+            put(out + i, f(load(a + i, n), along ? repeated : load(b + i, n) * scale), n, past_cache);
+          });
+        }
+        if (past_cache) stream_fence();
+      });
+    });
+  });
+}
+
+// ys = xs + value * (bs * cs), or value * (bs / cs) when `divide`; `weights` instead: ys = xs + value * (bs -
+// xs) (lerp) when cs is empty.
+inline void ternary(bool divide, const Pointers& xs, const Pointers& bs, const Pointers& cs,
+                    const Pointers& ys, const Sizes& sizes, double value, int dtype) {
+  check_list(xs, sizes, "ternary", "xs");
+  check_list(bs, sizes, "ternary", "bs");
+  check_list(ys, sizes, "ternary", "ys");
+  if (!cs.empty()) check_list(cs, sizes, "ternary", "cs");
+  const auto spans = split_lists(sizes);
+  const auto factor = static_cast<float>(value);
+  visit(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    parallel_for(static_cast<std::int64_t>(spans.size()), [&](std::int64_t s) {
+      const Span span = spans[static_cast<std::size_t>(s)];
+      const T* x = element<const T>(xs, span.tensor, span.begin);
+      const T* b = element<const T>(bs, span.tensor, span.begin);
+      const T* c = element<const T>(cs, span.tensor, span.begin);
+      T* y = element<T>(ys, span.tensor, span.begin);
+      each_vector(span.end - span.begin, [&](std::int64_t i, auto n) {
+        const vf from = load(x + i, n);
+        const vf with = load(b + i, n);
+        const vf term = !c ? with - from : divide ? with / load(c + i, n) : with * load(c + i, n);
+        store(y + i, fma(splat(factor), term, from), n);
+      });
+    });
+  });
+}

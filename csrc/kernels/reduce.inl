@@ -1,0 +1,63 @@
+// Sums over the rows, the columns or all of a matrix; fp32 accumulation in blocks, float64 across blocks.
+#include "kernels/column_parts.inl"
+
+// y = scale * sum of all n elements.
+inline void sum_all(Ptr x, Ptr y, std::int64_t n, double scale, int dtype, int out_dtype) {
+  constexpr std::int64_t kBlock = 16 * 1024;
+  std::vector<double> parts(static_cast<std::size_t>((n + kBlock - 1) / kBlock));
+  visit(dtype, [&](auto tag) {
+    const auto* in = as<const decltype(tag)>(x);
+    parallel_blocks(n, kBlock, [&](std::int64_t begin, std::int64_t end) {
+      parts[static_cast<std::size_t>(begin / kBlock)] = static_cast<double>(
+          sum_vectors(end - begin, [&](std::int64_t i, auto k) { return load(in + begin + i, k); }));
+    });
+  });
+  double sum = 0.0;
+  for (const double part : parts) sum += part;
+  visit(out_dtype, [&](auto tag) { store1(as<decltype(tag)>(y), static_cast<float>(sum * scale)); });
+}
+
+// y[r] = scale * sum over the columns of row r.
+inline void sum_last(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double scale, int dtype,
+                     int out_dtype) {
+  visit(dtype, [&](auto tag) {
+    visit(out_dtype, [&](auto out_tag) {
+      using T = decltype(tag);
+      parallel_blocks(rows, rows_per_task(cols * static_cast<std::int64_t>(sizeof(T))),
+                      [&](std::int64_t begin, std::int64_t end) {
+                        for (std::int64_t r = begin; r < end; ++r) {
+                          const T* row = as<const T>(x) + r * cols;
+                          const float total =
+                              sum_vectors(cols, [&](std::int64_t i, auto n) { return load(row + i, n); });
+                          store1(as<decltype(out_tag)>(y) + r, total * static_cast<float>(scale));
+                        }
+                      });
+    });
+  });
+}
+
+// y[c] = scale * sum over the rows of column c.
+inline void sum_first(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double scale, int dtype,
+                      int out_dtype) {
+  std::vector<float> total(static_cast<std::size_t>(cols));
+  visit(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const RowParts split = split_rows(rows, cols, cols * static_cast<std::int64_t>(sizeof(T)));
+    std::vector<float> partial(static_cast<std::size_t>(split.parts * cols));
+    parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
+      float* sums = partial.data() + begin / split.block * cols;
+      for (std::int64_t r = begin; r < end; ++r) {
+        const T* row = as<const T>(x) + r * cols;
+        each_vector(
+            cols, [&](std::int64_t i, auto n) { store(sums + i, load(sums + i, n) + load(row + i, n), n); });
+      }
+    });
+    add_parts(split, partial.data(), total.data());
+  });
+  visit(out_dtype, [&](auto tag) {
+    auto* out = as<decltype(tag)>(y);
+    each_vector(cols, [&](std::int64_t i, auto n) {
+      store(out + i, load(total.data() + i, n) * static_cast<float>(scale), n);
+    });
+  });
+}

@@ -1,0 +1,129 @@
+// Softmax and log-softmax over the last dimension: scaled, with a boolean mask and / or a causal limit.
+
+// Which columns of a row take part. The mask is (batch, 1 or heads, 1 or queries, keys) of bytes, nonzero =
+// left out, addressed by strides that are 0 where it broadcasts.
+struct SoftmaxMask {
+  const std::uint8_t* bytes;
+  std::int64_t stride_batch, stride_head, stride_query;
+  std::int64_t heads, queries;
+};
+
+// Scores of left-out columns. Large rather than infinite, as Megatron's: a row with nothing left in gets
+// equal probabilities instead of NaN.
+inline constexpr float kMaskedScore = -10000.0f;
+
+MSK_INLINE vf apply_mask(vf x, const std::uint8_t* mask, Full) {
+  typedef std::uint8_t bytes_u __attribute__((vector_size(kW), aligned(1), may_alias));
+  const vi out = __builtin_convertvector(*reinterpret_cast<const bytes_u*>(mask), vi);
+  return out != 0 ? splat(kMaskedScore) : x;
+}
+MSK_INLINE vf apply_mask(vf x, const std::uint8_t* mask, Part part) {
+  for (int i = 0; i < part.n; ++i) {
+    if (mask[i]) x[i] = kMaskedScore;
+  }
+  return x;
+}
+
+struct Shifted {
+  float peak, sum;
+};
+
+// Maximum of the scaled scores and the sum of exp(score - maximum). `exps`, when given, receives the
+// exponentials (softmax); log-softmax needs the sum only.
+template <class T>
+MSK_INLINE Shifted exp_row(const T* x, const std::uint8_t* mask, float scale, std::int64_t cols,
+                           float* exps) {
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  const auto score = [&](std::int64_t i, auto n) {
+    vf v = load(x + i, n) * scale;
+    if (mask) v = apply_mask(v, mask + i, n);
+    return fill_rest(v, kLowest, n);
+  };
+  vf peaks = splat(kLowest);
+  each_vector(cols, [&](std::int64_t i, auto n) { peaks = max_nan(peaks, score(i, n)); });
+  const float peak = hmax(peaks);
+  const float sum = sum_vectors(cols, [&](std::int64_t i, auto n) {
+    const vf e = exp(score(i, n) - peak);
+    if (exps) store(exps + i, e, n);
+    return fill_rest(e, 0.0f, n);
+  });
+  return {peak, sum};
+}
+
+// y = softmax(scale * x), masked; rows are (batch, heads, queries) and `causal` lets query q see the first
+// keys - queries + q + 1 keys: the others get probability 0.
+inline void softmax_forward(bool logarithm, bool causal, Ptr x, Ptr mask, Ptr y, std::int64_t rows,
+                            std::int64_t cols, std::int64_t heads, std::int64_t queries,
+                            std::int64_t stride_batch, std::int64_t stride_head, std::int64_t stride_query,
+                            double scale, int dtype) {
+  if (rows == 0 || cols == 0) return;
+  const SoftmaxMask where{
+      as<const std::uint8_t>(mask), stride_batch, stride_head, stride_query, heads, queries};
+  visit(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
+    const bool past_cache = should_stream(rows * bytes);
+    parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
+      const std::unique_ptr<float[]> exps(logarithm ? nullptr : new float[static_cast<std::size_t>(cols)]);
+      for (std::int64_t r = begin; r < end; ++r) {
+        const T* in = as<const T>(x) + r * cols;
+        T* out = as<T>(y) + r * cols;
+        const std::int64_t q = r % queries;
+        const std::uint8_t* row_mask =
+            where.bytes ? where.bytes + r / (heads * queries) * where.stride_batch +
+                              r / queries % heads * where.stride_head + q * where.stride_query
+                        : nullptr;
+        const std::int64_t seen = causal ? std::clamp<std::int64_t>(cols - queries + q + 1, 0, cols) : cols;
+        const Shifted row = exp_row(in, row_mask, static_cast<float>(scale), seen, exps.get());
+        if (logarithm) {
+          const float log_sum = std::log(row.sum);
+          each_vector(seen, [&](std::int64_t i, auto n) {
+            vf v = load(in + i, n) * static_cast<float>(scale);
+            if (row_mask) v = apply_mask(v, row_mask + i, n);
+            put(out + i, (v - row.peak) - log_sum, n, past_cache);
+          });
+        } else {
+          each_vector(seen, [&](std::int64_t i, auto n) {
+            put(out + i, load(exps.get() + i, n) / row.sum, n, past_cache);
+          });
+        }
+        const vf rest = logarithm ? splat(-std::numeric_limits<float>::infinity()) : vf{};
+        each_vector(cols - seen, [&](std::int64_t i, auto n) { store(out + seen + i, rest, n); });
+      }
+      if (past_cache) stream_fence();
+    });
+  });
+}
+
+// dx = scale * y * (dy - sum(dy * y)), for log-softmax scale * (dy - exp(y) * sum(dy)). Columns that the mask
+// or the causal limit left out have y = 0 there and get 0.
+inline void softmax_backward(bool logarithm, Ptr dy, Ptr y, Ptr dx, std::int64_t rows, std::int64_t cols,
+                             double scale, int dtype) {
+  if (rows == 0 || cols == 0) return;
+  visit(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
+    const bool past_cache = should_stream(rows * bytes);
+    choose(logarithm, [&](auto is_log) {
+      parallel_blocks(rows, rows_per_task(bytes * 2), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t r = begin; r < end; ++r) {
+          const T* grad = as<const T>(dy) + r * cols;
+          const T* prob = as<const T>(y) + r * cols;
+          T* out = as<T>(dx) + r * cols;
+          const float total = sum_vectors(cols, [&](std::int64_t i, auto n) {
+            const vf g = load(grad + i, n);
+            return is_log.value ? g : g * load(prob + i, n);
+          });
+          const float factor = static_cast<float>(scale);
+          each_vector(cols, [&](std::int64_t i, auto n) {
+            const vf g = load(grad + i, n);
+            const vf p = load(prob + i, n);
+            const vf d = is_log.value ? g - exp(p) * total : p * (g - total);
+            put(out + i, d * factor, n, past_cache);
+          });
+        }
+        if (past_cache) stream_fence();
+      });
+    });
+  });
+}
