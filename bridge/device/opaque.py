@@ -14,7 +14,8 @@ from mindspeed_ms.device.mindspore import dtype_of, target
 def install() -> None:
     """Hands the hooks to the C++ runtime."""
     write = _write_ascend if target() == "Ascend" else _write_cpu
-    hooks = {"to_host": _to_host, "from_host": _from_host, "view": _view, "write": write, "flatten": _flatten}
+    flatten = _flatten if target() == "Ascend" else _flatten_cpu
+    hooks = {"to_host": _to_host, "from_host": _from_host, "view": _view, "write": write, "flatten": flatten}
     _runtime.set_opaque_hooks(hooks)
 
 
@@ -63,18 +64,31 @@ def _flatten(tensor):
     return dense.reshape(-1)
 
 
+def _flatten_cpu(tensor):
+    """As :func:`_flatten`, in memory of its own: MindSpore's CPU kernels may hand an argument back."""
+    return _from_host(_to_host(_flatten(tensor)))
+
+
 def _write_ascend(flat, size: tuple, stride: tuple, offset: int, source) -> None:
     _view(flat, size, stride, offset).copy_(source)
 
 
 def _write_cpu(flat, size: tuple, stride: tuple, offset: int, source) -> None:
-    """MindSpore's CPU ``copy_`` into a view writes nowhere (2.10.0), so the elements go through numpy."""
-    import mindspore as ms
+    """MindSpore's CPU ``copy_`` into a view writes nowhere (2.10.0), so the bytes are written by address."""
     import numpy as np
 
-    if flat.dtype == ms.bfloat16:
-        flat, source = _bits(flat), _bits(source if source.is_contiguous() else source.contiguous())
-    memory = np.asarray(flat.asnumpy())
+    source = source if source.is_contiguous() else source.contiguous()
+    memory = _bytes_of(flat)
     strides = [s * memory.itemsize for s in stride]
     view = np.lib.stride_tricks.as_strided(memory[offset:], tuple(size), strides)
-    view[...] = source.asnumpy().reshape(size)
+    view[...] = _bytes_of(source).reshape(size)
+
+
+def _bytes_of(tensor):
+    """1-D numpy array over the elements of a contiguous ms.Tensor; ``asnumpy`` would copy those of a view."""
+    import ctypes
+
+    import numpy as np
+
+    buffer = (ctypes.c_char * (tensor.size * tensor.itemsize)).from_address(tensor.data_ptr())
+    return np.frombuffer(buffer, dtype=f"V{tensor.itemsize}")

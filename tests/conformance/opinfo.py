@@ -66,6 +66,7 @@ def judge(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "sample_checks": checks,
         "passed": sum(row["passed"] for row in rows),
+        "rounding": sum(row.get("rounding", 0) for row in rows),
         "excepted": sum(excepted.values()),
         "unexpected": unexpected,
         "unused_exceptions": [e.op for i, e in enumerate(exceptions.EXCEPTIONS) if i not in excepted],
@@ -106,7 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
         problems.append("no operator of the database was selected")
     print("\n".join(problems))
     print(
-        "{operators} operators, {sample_checks} sample checks: {passed} pass, {excepted} excepted; "
+        "{operators} operators, {sample_checks} sample checks: {passed} pass ({rounding} of them with "
+        "another rounding than CPU's, as near to float64), {excepted} excepted; "
         "{skipped_on_cpu} samples that stock CPU refuses; {seconds} s".format(**summary)
     )
     print(f"route {options.route}: {len(problems)} problems")

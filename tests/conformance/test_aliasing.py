@@ -13,6 +13,7 @@ from typing import Any
 import mindspeed_ms.patch  # noqa: F401
 import pytest
 import torch
+from mindspeed_ms import _runtime
 
 DEVICE = "npu"
 
@@ -626,6 +627,15 @@ PROGRAMS = (
 )
 
 
+OPAQUE_GAPS = {
+    inplace_overlapping_out: "lowerings do not refuse an out= that overlaps an input",
+    conj_view: "copies to the host drop the lazy conjugation",
+}
+"""Known differences of opaque memory."""
+
+
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.__name__)
-def test_same_program_as_on_cpu(program: Callable[[str], tuple]) -> None:
+def test_same_program_as_on_cpu(program: Callable[[str], tuple], request: pytest.FixtureRequest) -> None:
+    if _runtime.opaque_memory() and program in OPAQUE_GAPS:
+        request.applymarker(pytest.mark.xfail(reason=OPAQUE_GAPS[program], strict=True))
     same(program)
