@@ -18,9 +18,10 @@ def register() -> None:
     # Imported here: the topics import MindSpore, which takes seconds and is needed with the first npu tensor.
     for topic in TOPICS:
         import_module(f"mindspeed_ms.ops.{topic}")
-    from mindspeed_ms.ops import auto, fences, host, registry
+    from mindspeed_ms.ops import auto, fences, host, native, registry
 
     fences.apply(registry.table)
+    native.apply(registry.table)
     registry.register_all()
     auto.apply(registry.table)
     host.allow()
