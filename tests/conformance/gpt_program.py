@@ -57,7 +57,7 @@ def main(file: Path) -> None:
     curve = []
     for _ in range(STEPS):
         optimizer.zero_grad()
-        # Not Megatron's vocab-parallel loss: its all-reduce reads memory by address, which opaque memory forbids.
+        # Not Megatron's vocab-parallel loss: its all-reduce reads memory by address; opaque memory has none.
         logits = model(tokens[:, :-1], positions, mask)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         loss.backward()
