@@ -5,6 +5,7 @@ for Ascend.
 """
 
 from mindspeed_ms.kernels.activation import bias_activation, bias_glu
+from mindspeed_ms.kernels.attention import attention
 from mindspeed_ms.kernels.backend import force_implementation, force_isa, implementation, isa
 from mindspeed_ms.kernels.cross_entropy import vocab_parallel_cross_entropy
 from mindspeed_ms.kernels.dropout import bias_dropout_add
@@ -23,6 +24,7 @@ from mindspeed_ms.kernels.softmax import scaled_softmax
 
 __all__ = [
     "adam_step",
+    "attention",
     "bias_activation",
     "bias_dropout_add",
     "bias_glu",

@@ -28,6 +28,7 @@ void bind_kernels(pybind11::module_& m) {
   kernels::bind_dropout(m);
   kernels::bind_rope(m);
   kernels::bind_softmax(m);
+  kernels::bind_attention(m);
 }
 
 }  // namespace mindspeed_ms

@@ -15,5 +15,6 @@ void bind_elementwise(pybind11::module_& m);
 void bind_dropout(pybind11::module_& m);
 void bind_rope(pybind11::module_& m);
 void bind_softmax(pybind11::module_& m);
+void bind_attention(pybind11::module_& m);
 
 }  // namespace mindspeed_ms::kernels

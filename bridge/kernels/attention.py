@@ -1,0 +1,308 @@
+"""Attention that never holds the matrix of scores: forward, backward, and the log-sum-exp for ring steps."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass
+
+import torch
+from mindspeed_ms.kernels.backend import dtype_code, implementation, native
+from torch.autograd.function import once_differentiable
+
+LAYOUTS = {"sbhd": (1, 0, 2), "bshd": (0, 1, 2), "bhsd": (0, 2, 1)}
+"""Where a layout keeps (batch, row, head); the last dimension is the head's."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What forward and backward share, resolved from the public arguments."""
+
+    layout: str
+    scale: float
+    softcap: float
+    window: tuple[int, int]  # -1: no bound
+    sequences: tuple[tuple[int, int, int, int, int, int], ...]  # as AttentionSequence in csrc
+    drop: int  # of 65536
+    seed: int
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    causal: bool = False,
+    mask: torch.Tensor | None = None,
+    window: tuple[int, int] | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    dropout: float = 0.0,
+    sink: torch.Tensor | None = None,
+    cu_seqlens_q: torch.Tensor | None = None,
+    cu_seqlens_k: torch.Tensor | None = None,
+    shift: int | None = None,
+    layout: str = "sbhd",
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """softmax(scale * query @ key^T) @ value per head (FlashAttention-2, Dao 2023; flash_attention_score).
+
+    query: (s, b, heads, d), key: (sk, b, kv_heads, d), value: (sk, b, kv_heads, dv), all fp32, bf16 or fp16,
+    sums in fp32; `layout` "bshd" and "bhsd" order them so. heads is a multiple of kv_heads (GQA, MQA). The
+    result has query's layout, dtype, and dv. Inputs may be views: only the last dimension must be contiguous.
+
+    * causal: query i sees keys up to i + shift; shift defaults to sk - s (the last query sees all keys).
+    * window (left, right): query i sees keys i + shift - left .. i + shift + right; -1 is no bound.
+    * mask: bool, broadcastable to (b, heads, s, sk), True hides the key (Megatron's convention).
+    * softcap: scores become softcap * tanh(scores / softcap).
+    * dropout: probability (a multiple of 1/65536), seed drawn from the generator of query's device.
+    * sink: (heads,), a score that takes part in the softmax and has no value (Megatron's softmax_offset).
+    * cu_seqlens_q, cu_seqlens_k: int (n + 1,), packed sequences; inputs are then (t, heads, d) ("thd").
+    * return_lse: also returns log sum exp of the scores, fp32 (b, heads, s), or (heads, t) for packed ones:
+      what partial results of a context-parallel ring are merged by. It is differentiable.
+
+    A query that sees no key gives zeros and log-sum-exp -inf. ValueError for shapes that do not fit.
+    """
+    packed = cu_seqlens_q is not None
+    if packed:
+        if query.dim() != 3:
+            raise ValueError(
+                f"attention: packed query has {query.dim()} dimensions, expected (tokens, heads, dim)"
+            )
+        if mask is not None:
+            raise ValueError("attention: packed sequences take no mask; use causal or window")
+        query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
+        layout = "bshd"
+    if layout not in LAYOUTS:
+        raise ValueError(f"attention: unknown layout {layout!r}; use one of {tuple(LAYOUTS)} or cu_seqlens_q")
+    _check(query, key, value, layout, sink, dropout)
+    b, s, heads = (query.shape[i] for i in LAYOUTS[layout])
+    sk = key.shape[LAYOUTS[layout][1]]
+    plan = _Plan(
+        layout,
+        1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
+        float(softcap or 0.0),
+        (window[0], 0 if causal else window[1]) if window is not None else (-1, 0 if causal else -1),
+        _sequences(b, s, sk, shift, cu_seqlens_q, cu_seqlens_k),
+        round(dropout * 65536),
+        _draw_seed(query) if dropout > 0 else 0,
+    )
+    if mask is not None:
+        mask = mask.to(torch.bool).expand(b, heads, s, sk)
+    if implementation(query, key, value) == "csrc" and query.dtype == key.dtype == value.dtype:
+        out, lse = _Attention.apply(query, key, value, mask, plan)
+    else:
+        out, lse = _composite(query, key, value, mask, plan)
+    if sink is not None:
+        out, lse = _with_sink(out, lse, sink, layout)
+    if packed:
+        out, lse = out.squeeze(0), lse.squeeze(0)
+    return (out, lse) if return_lse else out
+
+
+_judged: tuple[weakref.ref, tuple[int, int, int], bool] | None = None
+
+
+def mask_is_causal(mask: torch.Tensor, s: int, sk: int) -> bool:
+    """Whether bool `mask` hides, for all heads and batch entries, exactly what `causal` hides of (s, sk) scores.
+
+    Causal attention is twice as fast as attention under a mask. The answer is kept for the last mask asked
+    about (until it is written to): one iteration of Megatron passes the same one to every layer.
+    """
+    global _judged
+    now = (mask._version, s, sk)
+    if _judged is not None and _judged[0]() is mask and _judged[1] == now:
+        return _judged[2]
+    verdict = mask.dtype == torch.bool and mask.shape[-2:] == (s, sk) and mask.numel() == s * sk
+    if verdict:
+        causal = torch.ones(s, sk, dtype=torch.bool, device=mask.device).triu(sk - s + 1)
+        verdict = torch.equal(mask.reshape(s, sk), causal)
+    _judged = (weakref.ref(mask), now, verdict)
+    return verdict
+
+
+def _check(query, key, value, layout, sink, dropout):
+    if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
+        raise ValueError(
+            f"attention: query, key and value need 4 dimensions ({layout}), got "
+            f"{query.dim()}, {key.dim()} and {value.dim()}"
+        )
+    batch, _, head = LAYOUTS[layout]
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)} ({layout})"
+    if key.shape[:-1] != value.shape[:-1] or query.shape[batch] != key.shape[batch]:
+        raise ValueError(f"attention: batch, rows or heads do not match: {shapes}")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"attention: query and key have different head dimensions: {shapes}")
+    if key.shape[head] == 0 or query.shape[head] % key.shape[head]:
+        raise ValueError(f"attention: query heads are no multiple of key heads: {shapes}")
+    if sink is not None and sink.shape != (query.shape[head],):
+        raise ValueError(f"attention: sink has shape {tuple(sink.shape)}, expected ({query.shape[head]},)")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"attention: dropout is {dropout}, expected 0 <= dropout < 1")
+
+
+def _sequences(b, s, sk, shift, cu_q, cu_k):
+    if cu_q is None:
+        return tuple((i, 0, s, 0, sk, sk - s if shift is None else shift) for i in range(b))
+    ends_q = cu_q.tolist()
+    ends_k = ends_q if cu_k is None else cu_k.tolist()
+    if len(ends_q) != len(ends_k) or ends_q[-1] > s or ends_k[-1] > sk or ends_q[0] or ends_k[0]:
+        raise ValueError(
+            f"attention: cu_seqlens_q {ends_q} and cu_seqlens_k {ends_k} do not fit {s} and {sk} tokens"
+        )
+    rows = []
+    for i in range(len(ends_q) - 1):
+        q_len, k_len = ends_q[i + 1] - ends_q[i], ends_k[i + 1] - ends_k[i]
+        if q_len < 0 or k_len < 0:
+            raise ValueError("attention: cu_seqlens must not decrease")
+        rows.append((0, ends_q[i], q_len, ends_k[i], k_len, k_len - q_len if shift is None else shift))
+    return tuple(rows)
+
+
+def _draw_seed(query):
+    return int(torch.empty((), dtype=torch.int64, device=query.device).random_())
+
+
+def _problem(query, key, value, mask, plan):
+    heads, kv_heads = query.shape[LAYOUTS[plan.layout][2]], key.shape[LAYOUTS[plan.layout][2]]
+    hidden = (0, 0, 0, 0)
+    if mask is not None:
+        hidden = (mask.data_ptr(), mask.stride(0), mask.stride(2), mask.stride(1))
+    return native().AttentionProblem(
+        list(plan.sequences),
+        (heads, kv_heads, query.shape[-1], value.shape[-1]),
+        plan.scale,
+        plan.softcap,
+        plan.window,
+        hidden,
+        plan.drop,
+        plan.seed,
+        dtype_code(query),
+    )
+
+
+def _view(tensor, layout):
+    return (tensor.data_ptr(), *(tensor.stride(i) for i in LAYOUTS[layout]))
+
+
+def _rows_contiguous(tensor):
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, mask, plan):
+        query, key, value = _rows_contiguous(query), _rows_contiguous(key), _rows_contiguous(value)
+        if mask is not None and mask.stride(-1) != 1:
+            mask = mask.contiguous()
+        b, s, heads = (query.shape[i] for i in LAYOUTS[plan.layout])
+        whole = sum(sequence[2] for sequence in plan.sequences) == b * s
+        # Rows that no packed sequence covers are never written.
+        out = (torch.empty if whole else torch.zeros)(
+            (*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device
+        )
+        lse = torch.full((b, heads, s), -math.inf, dtype=torch.float32, device=query.device)
+        if out.numel():
+            native().attention_forward(
+                _problem(query, key, value, mask, plan),
+                *(_view(t, plan.layout) for t in (query, key, value, out)),
+                lse.data_ptr(),
+                lse.stride(0),
+                lse.stride(1),
+            )
+        ctx.save_for_backward(query, key, value, mask, out, lse)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout, dlse):
+        query, key, value, mask, out, lse = ctx.saved_tensors
+        dout = torch.zeros_like(out) if dout is None else _rows_contiguous(dout)
+        if dlse is not None:
+            dlse = dlse.to(torch.float32).expand_as(lse).contiguous()
+        whole = len(ctx.plan.sequences) == query.shape[LAYOUTS[ctx.plan.layout][0]] and query.numel()
+        like = torch.empty_like if whole else torch.zeros_like
+        grads = [like(t, memory_format=torch.contiguous_format) for t in (query, key, value)]
+        if key.numel() and value.numel():
+            native().attention_backward(
+                _problem(query, key, value, mask, ctx.plan),
+                *(_view(t, ctx.plan.layout) for t in (query, key, value, out, dout)),
+                lse.data_ptr(),
+                0 if dlse is None else dlse.data_ptr(),
+                lse.stride(0),
+                lse.stride(1),
+                *(_view(t, ctx.plan.layout) for t in grads),
+            )
+        wanted = [g if need else None for g, need in zip(grads, ctx.needs_input_grad[:3], strict=True)]
+        return (*wanted, None, None)
+
+
+def _with_sink(out, lse, sink, layout):
+    """The softmax with one more score per head: it only takes weight away from the others."""
+    total = torch.logaddexp(lse, sink.to(lse.dtype).view(1, -1, 1))
+    batch, row, head = LAYOUTS[layout]
+    kept = torch.exp(lse - total).unsqueeze(-1)  # (b, heads, s, 1)
+    order = sorted(range(3), key=lambda i: (batch, head, row)[i])
+    return (out * kept.permute(*order, 3).to(out.dtype)), total
+
+
+def _visible(sequence, window, device):
+    """bool (s, sk): the keys that each query of one sequence sees."""
+    _, _, s, _, sk, shift = sequence
+    at = torch.arange(s, device=device).view(-1, 1) + shift
+    keys = torch.arange(sk, device=device).view(1, -1)
+    seen = torch.ones(s, sk, dtype=torch.bool, device=device)
+    if window[0] >= 0:
+        seen = seen & (keys >= at - window[0])
+    if window[1] >= 0:
+        seen = seen & (keys <= at + window[1])
+    return seen
+
+
+def attention_keep(plan_sequences, heads: int, index: int, drop: int, seed: int) -> torch.Tensor:
+    """Dropout factors (heads, s, sk), 0 or 1 / (1 - p), of sequence `index`: what the csrc kernels draw."""
+    sequence = plan_sequences[index]
+    keep = torch.empty(heads, sequence[2], sequence[4])
+    problem = native().AttentionProblem(
+        list(plan_sequences), (heads, heads, 1, 1), 1.0, 0.0, (-1, -1), (0, 0, 0, 0), drop, seed, 0
+    )
+    native().attention_keep(problem, index, keep.data_ptr())
+    return keep
+
+
+def _composite(query, key, value, mask, plan):
+    """The reference in torch operators, any floating dtype; holds the scores."""
+    batch, row, head = LAYOUTS[plan.layout]
+    q, k, v = (t.permute(batch, head, row, 3) for t in (query, key, value))
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    outs, sums = [], []
+    for index, sequence in enumerate(plan.sequences):
+        i, q0, s, k0, sk, _ = sequence
+        scores = q[i, :, q0 : q0 + s].to(wide) @ k[i, :, k0 : k0 + sk].to(wide).transpose(-1, -2) * plan.scale
+        if plan.softcap:
+            scores = plan.softcap * torch.tanh(scores / plan.softcap)
+        hidden = ~_visible(sequence, plan.window, query.device)
+        if mask is not None:
+            hidden = hidden | mask[i]
+        scores = scores.masked_fill(hidden, -math.inf)
+        lse = torch.logsumexp(scores, -1)
+        probs = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0).unsqueeze(-1))
+        if plan.drop:
+            keep = attention_keep(plan.sequences, q.shape[1], index, plan.drop, plan.seed)
+            probs = probs * keep.to(probs.device, wide)
+        outs.append((probs @ v[i, :, k0 : k0 + sk].to(wide)).to(query.dtype))
+        sums.append(lse)
+    if len(outs) == q.shape[0]:  # one sequence per batch entry
+        out, lse = torch.stack(outs), torch.stack(sums)
+    else:
+        rest = q.shape[2] - sum(o.shape[1] for o in outs)
+        out = torch.nn.functional.pad(torch.cat(outs, 1), (0, 0, 0, rest)).unsqueeze(0)
+        lse = torch.nn.functional.pad(torch.cat(sums, 1), (0, rest), value=-math.inf).unsqueeze(0)
+    inverse = [0, 0, 0, 3]
+    for position, axis in enumerate((batch, head, row)):
+        inverse[axis] = position
+    return out.permute(*inverse), lse
