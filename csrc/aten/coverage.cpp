@@ -1,5 +1,6 @@
 #include "aten/coverage.h"
 
+#include <memory>
 #include <mutex>
 #include <unordered_map>
 

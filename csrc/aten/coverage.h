@@ -1,11 +1,11 @@
 #pragma once
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/ScalarType.h>
 
 #include <array>
 #include <atomic>
 #include <chrono>
 #include <string>
+#include <vector>
 
 namespace mindspeed_ms {
 

@@ -1,5 +1,5 @@
 // Extension 1, `mindspeed_ms._runtime`: the npu device for torch. Python sees it through mindspeed_ms.device.
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include "aten/borrow.h"
 #include "aten/coverage.h"
