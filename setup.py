@@ -39,7 +39,8 @@ native = Extension(
     sources(".", "kernels", "comm"),
     include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
     extra_compile_args=[
-        "-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-fno-math-errno", "-fno-trapping-math", "-pthread",
+        "-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-pthread",
+        "-fno-math-errno", "-fno-trapping-math",
     ],
     extra_link_args=["-pthread", "-lrt"],
     language="c++",

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.cuda.amp
 import torch.cuda.memory
+import torch.cuda.nccl
 import torch.cuda.nvtx
 import torch.cuda.random
 import torch.cuda.streams
@@ -97,6 +98,8 @@ def _redirect_functions() -> None:
     torch.cuda._utils._get_device_index = torch.cuda._get_device_index
     torch.cuda.CUDAGraph = torch.cuda.graphs.CUDAGraph = _no_cuda_graph
     torch.cuda.cudart = _cudart
+    # torch's logger asks for it while it reports a failed collective; there is no NCCL here.
+    torch.cuda.nccl.version = lambda: (0, 0, 0)
     torch.cuda.profiler.start = torch.cuda.profiler.stop = lambda: None
     nvtx = torch.cuda.nvtx
     nvtx.range_push = nvtx.range_start = _nvtx_push
@@ -192,7 +195,7 @@ def _redirect_tensor() -> None:
         return self.to(target, non_blocking=non_blocking, memory_format=memory_format)
 
     torch.Tensor.type = type_
-    # torch's own refuses an index: it reads cuda(0) as device 0 of the accelerator, which is npu and not cuda.
+    # torch's own refuses an index: it reads cuda(0) as device 0 of the accelerator, and that is npu.
     torch.Tensor.cuda = cuda
     torch.Tensor.is_cuda = property(_is_npu, doc="Scripts ask it to mean 'on the accelerator'.")
 

@@ -7,7 +7,7 @@ import weakref
 from dataclasses import dataclass
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, native
+from mindspeed_ms.kernels.backend import counted, dtype_code, implementation, native
 from torch.autograd.function import once_differentiable
 
 LAYOUTS = {"sbhd": (1, 0, 2), "bshd": (0, 1, 2), "bhsd": (0, 2, 1)}
@@ -104,7 +104,7 @@ _judged: tuple[weakref.ref, tuple[int, int, int], bool] | None = None
 
 
 def mask_is_causal(mask: torch.Tensor, s: int, sk: int) -> bool:
-    """Whether bool `mask` hides, for all heads and batch entries, exactly what `causal` hides of (s, sk) scores.
+    """Whether bool `mask` hides, for all heads and batch entries, exactly what `causal` hides of the scores.
 
     Causal attention is twice as fast as attention under a mask. The answer is kept for the last mask asked
     about (until it is written to): one iteration of Megatron passes the same one to every layer.
@@ -203,13 +203,14 @@ class _Attention(torch.autograd.Function):
         )
         lse = torch.full((b, heads, s), -math.inf, dtype=torch.float32, device=query.device)
         if out.numel():
-            native().attention_forward(
-                _problem(query, key, value, mask, plan),
-                *(_view(t, plan.layout) for t in (query, key, value, out)),
-                lse.data_ptr(),
-                lse.stride(0),
-                lse.stride(1),
-            )
+            with counted("attention_forward", query):
+                native().attention_forward(
+                    _problem(query, key, value, mask, plan),
+                    *(_view(t, plan.layout) for t in (query, key, value, out)),
+                    lse.data_ptr(),
+                    lse.stride(0),
+                    lse.stride(1),
+                )
         ctx.save_for_backward(query, key, value, mask, out, lse)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
@@ -226,15 +227,16 @@ class _Attention(torch.autograd.Function):
         like = torch.empty_like if whole else torch.zeros_like
         grads = [like(t, memory_format=torch.contiguous_format) for t in (query, key, value)]
         if key.numel() and value.numel():
-            native().attention_backward(
-                _problem(query, key, value, mask, ctx.plan),
-                *(_view(t, ctx.plan.layout) for t in (query, key, value, out, dout)),
-                lse.data_ptr(),
-                0 if dlse is None else dlse.data_ptr(),
-                lse.stride(0),
-                lse.stride(1),
-                *(_view(t, ctx.plan.layout) for t in grads),
-            )
+            with counted("attention_backward", query):
+                native().attention_backward(
+                    _problem(query, key, value, mask, ctx.plan),
+                    *(_view(t, ctx.plan.layout) for t in (query, key, value, out, dout)),
+                    lse.data_ptr(),
+                    0 if dlse is None else dlse.data_ptr(),
+                    lse.stride(0),
+                    lse.stride(1),
+                    *(_view(t, ctx.plan.layout) for t in grads),
+                )
         wanted = [g if need else None for g, need in zip(grads, ctx.needs_input_grad[:3], strict=True)]
         return (*wanted, None, None)
 

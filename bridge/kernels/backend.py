@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import torch
+from mindspeed_ms import _runtime
 from mindspeed_ms._native import kernels as _native
 
 #: Storage types of the native kernels, by the codes of csrc/kernels/prelude.h.
@@ -29,9 +31,14 @@ def force_implementation(name: str | None) -> None:
 
 
 def implementation(*tensors: torch.Tensor | None) -> str:
-    """Which implementation takes these tensors: native for fp32, bf16 and fp16, else the composite."""
+    """Which implementation takes these tensors: native for fp32, bf16 and fp16, else the composite.
+
+    Opaque npu memory has no address that native code could read: there it is the composite, too.
+    """
     if _forced is not None and _forced != "csrc":
         return _forced
+    if _runtime.opaque_memory() and any(t is not None and t.device.type == "npu" for t in tensors):
+        return "composite"
     for tensor in tensors:
         if tensor is not None and tensor.dtype not in DTYPE_CODES:
             return "composite"
@@ -46,6 +53,13 @@ def native() -> ModuleType:
         _native.set_threads(wanted)
         _threads = wanted
     return _native
+
+
+def counted(name: str, tensor: torch.Tensor) -> AbstractContextManager:
+    """Counts its body as one call of kernel `name` on route csrc, for npu tensors."""
+    if tensor.device.type != "npu":
+        return nullcontext()
+    return _runtime.Timed(f"mindspeed_ms::{name}", tensor.dtype)
 
 
 def pointer(tensor: torch.Tensor | None) -> int:

@@ -28,13 +28,14 @@ def forward(
     "unfused", and on the host route, whose numbers (dropout included) are plain torch's.
     """
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
-    from mindspeed_ms.kernels import attention
+    from mindspeed_ms.kernels import attention, implementation
     from mindspeed_ms.kernels.attention import mask_is_causal
     from mindspeed_ms.ops import routes
 
     refused = attention_bias is not None or packed_seq_params is not None
     backend = getattr(getattr(self.config, "attention_backend", None), "name", "auto")
-    if refused or backend == "unfused" or query.dtype == torch.float64 or routes.current_route() == "host":
+    refused |= backend == "unfused" or implementation(query, key, value) != "csrc"
+    if refused or routes.current_route() == "host":
         return original(
             self, query, key, value, attention_mask, attn_mask_type, attention_bias, packed_seq_params
         )
