@@ -38,11 +38,15 @@ class StandIn:
 
 @dataclass(frozen=True)
 class Provided:
-    """The module ``name``, filled by ``fill(module)`` when it is first imported. ``reason``: one sentence."""
+    """The module ``name``, filled by ``fill(module)`` when it is first imported. ``reason``: one sentence.
+
+    ``package``: other modules are provided below it; any that is not declared stays absent.
+    """
 
     name: str
     fill: Callable[[ModuleType], None]
     reason: str
+    package: bool = False
 
 
 class Absent:
@@ -153,7 +157,10 @@ class _Provider(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        return importlib.machinery.ModuleSpec(fullname, self) if fullname in self.provided else None
+        provided = self.provided.get(fullname)
+        if provided is None:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=provided.package)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
         """The import system makes the module."""
