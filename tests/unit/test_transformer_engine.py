@@ -1,0 +1,126 @@
+"""The stand-in for Transformer Engine: parameter names, numbers against float64, refusals."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+SET_UP = """
+import os
+os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+import mindspeed_ms.patch
+import torch
+from torch.nn import functional as F
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.transformer.transformer_config import TransformerConfig
+store = torch.distributed.HashStore()
+torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+parallel_state.initialize_model_parallel()
+tensor_parallel.model_parallel_cuda_manual_seed(1234)
+common = dict(num_layers=1, hidden_size=64, num_attention_heads=4, gradient_accumulation_fusion=False)
+"""
+
+
+def in_process(body: str) -> subprocess.CompletedProcess[str]:
+    code = SET_UP + textwrap.dedent(body)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def succeeds(body: str) -> str:
+    done = in_process(body)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_default_layer_has_the_parameter_names_of_transformer_engine():
+    out = succeeds("""
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+        from megatron.core.transformer.spec_utils import build_module
+        layer = build_module(get_gpt_layer_with_transformer_engine_spec(), config=TransformerConfig(**common))
+        print(*sorted(layer.state_dict()))
+    """)
+    assert set(out.split()) >= {  # as in checkpoints that Megatron writes with the real package
+        *("self_attention.linear_qkv.layer_norm_weight", "self_attention.linear_qkv.layer_norm_bias"),
+        *("self_attention.linear_qkv.weight", "self_attention.linear_qkv.bias"),
+        *("self_attention.linear_proj.weight", "self_attention.linear_proj.bias"),
+        *("mlp.linear_fc1.layer_norm_weight", "mlp.linear_fc1.layer_norm_bias"),
+        *("mlp.linear_fc1.weight", "mlp.linear_fc1.bias", "mlp.linear_fc2.weight", "mlp.linear_fc2.bias"),
+        *("self_attention.linear_qkv._extra_state", "mlp.linear_fc2._extra_state"),
+    }
+    assert "input_layernorm" not in out
+    assert "core_attention." not in out.replace("core_attention._extra_state", "")
+
+
+@pytest.mark.parametrize("normalization", ["LayerNorm", "RMSNorm"])
+@pytest.mark.parametrize("zero_centered", [False, True])
+def test_norm_linear_against_float64(normalization, zero_centered):
+    succeeds(f"""
+        import transformer_engine.pytorch as te
+        layer = te.LayerNormLinear(
+            64, 48, normalization="{normalization}", zero_centered_gamma={zero_centered},
+            params_dtype=torch.float32,
+        )
+        torch.nn.init.normal_(layer.layer_norm_weight)
+        x = torch.randn(6, 2, 64, device="cuda", requires_grad=True)
+        out = layer(x)
+        weighting = torch.randn(out.shape).cuda()
+        (out * weighting).sum().backward()
+        exact = x.detach().cpu().double().requires_grad_()
+        named = {{k: v.detach().cpu().double().requires_grad_() for k, v in layer.named_parameters()}}
+        gamma = named["layer_norm_weight"] + {int(zero_centered)}
+        if "{normalization}" == "LayerNorm":
+            normed = F.layer_norm(exact, (64,), gamma, named["layer_norm_bias"], 1e-5)
+        else:
+            normed = F.rms_norm(exact, (64,), gamma, 1e-5)
+        expected = F.linear(normed, named["weight"], named["bias"])
+        (expected * weighting.cpu().double()).sum().backward()
+        torch.testing.assert_close(out.cpu().double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(x.grad.cpu().double(), exact.grad, rtol=1e-4, atol=1e-4)
+        for name, value in layer.named_parameters():
+            torch.testing.assert_close(value.grad.cpu().double(), named[name].grad, rtol=1e-4, atol=1e-4)
+    """)
+
+
+def test_grouped_linear_against_float64_with_an_expert_without_rows():
+    succeeds("""
+        import transformer_engine.pytorch as te
+        layer = te.GroupedLinear(3, 16, 8, bias=False, params_dtype=torch.float32)
+        assert [name for name, _ in layer.named_parameters()] == ["weight0", "weight1", "weight2"]
+        x = torch.randn(7, 16, device="cuda")
+        out = layer(x, [4, 0, 3])
+        out.sum().backward()
+        rows = x.cpu().double().split([4, 0, 3])
+        weights = [p.detach().cpu().double() for p in layer.parameters()]
+        expected = torch.cat([r @ w.t() for r, w in zip(rows, weights)])
+        torch.testing.assert_close(out.detach().cpu().double(), expected, rtol=1e-5, atol=1e-6)
+        for r, p in zip(rows, layer.parameters()):
+            grad = r.sum(0).expand(8, 16)
+            torch.testing.assert_close(p.grad.cpu().double(), grad, rtol=1e-5, atol=1e-6)
+    """)
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        ("te.fp8_autocast(enabled=True)", "--bf16"),
+        ("te.distributed.CudaRNGStatesTracker()", "--te-rng-tracker"),
+        ("te.ops.GELU()", "--use-transformer-engine-op-fuser"),
+        ("te.Linear(8, 8, ub_overlap_ag=True)", "--tp-comm-overlap"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_with_the_flag_to_change(call, word):
+    done = in_process(f"import transformer_engine.pytorch as te\n{call}")
+    assert done.returncode == 1
+    assert word in done.stderr.splitlines()[-1]
+
+
+def test_fp8_state_of_a_checkpoint_is_dropped_with_a_word():
+    done = in_process("""
+        import transformer_engine.pytorch as te
+        layer = te.Linear(8, 8, params_dtype=torch.float32)
+        assert layer.get_extra_state().numel() == 0
+        layer.set_extra_state(torch.ones(3, dtype=torch.uint8))
+    """)
+    assert done.returncode == 0, done.stderr
+    assert "fp8 scaling factors" in done.stderr
