@@ -1,11 +1,11 @@
-"""Stock ``pretrain_gpt.py`` of a Megatron-LM checkout, unmodified, against recorded curves of plain torch CPU.
+"""Stock ``pretrain_gpt.py`` of a Megatron-LM checkout, unmodified, against curves of plain torch CPU.
 
     python tests/benchmarks/stock_scripts.py --megatron-lm-path DIR --curves FILE [--quick] [--json FILE]
 
 FILE holds curves of the same script on plain torch and gloo, with their flags and losses. Each case trains 20
-iterations in processes of its own, started by ``mindspeed-ms run`` (torchrun for several ranks), with the local
-and with the default (Transformer Engine) layer spec. The mark of a case: all 20 losses within 1e-4 (fp32) or
-1e-2 (bf16) relative of the curve. Where the torch curve's spec differs, that difference is part of the figure.
+iterations in processes of its own, started by ``mindspeed-ms run`` (torchrun for several ranks), with the
+local and with the default (Transformer Engine) layer spec. The mark of a case: all 20 losses within 1e-4 (fp32) or
+1e-2 (bf16) relative of the curve.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ FULL = (
 def command(
     case: Case, script: Path, curves: dict[str, Any], scratch: Path
 ) -> tuple[list[str], dict[str, str]]:
-    """Command line of a case, and the environment variables it adds; ``import`` writes a script to scratch."""
+    """Command line of a case, and the environment variables it adds; ``import`` writes a script."""
     curve = curves["curves"][case.curve]
     flags = f"{curves['base_flags']} {curve['extra_flags']} {case.extra}".split()
     if case.spec == "default":
@@ -106,7 +106,7 @@ def deviation(measured: list[float], expected: list[float]) -> float:
 def run(
     case: Case, script: Path, curves: dict[str, Any], scratch: Path, timeout: float
 ) -> tuple[list[float], str]:
-    """Train one case. Returns its losses and, if the run failed, the last error line (else an empty string)."""
+    """Train one case. Returns its losses and, if the run failed, the last error line (else "")."""
     words, added = command(case, script, curves, scratch)
     launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     clean = {k: v for k, v in os.environ.items() if k not in launcher}
