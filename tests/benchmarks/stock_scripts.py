@@ -4,8 +4,8 @@
 
 FILE holds curves of the same script on plain torch and gloo, with their flags and losses. Each case trains 20
 iterations in processes of its own, started by ``mindspeed-ms run`` (torchrun for several ranks), with the
-local and with the default (Transformer Engine) layer spec. The mark of a case: all 20 losses within 1e-4 (fp32) or
-1e-2 (bf16) relative of the curve.
+local and with the default (Transformer Engine) layer spec. The mark of a case: all 20 losses within 1e-4
+(fp32) or 1e-2 (bf16) relative of the curve.
 """
 
 from __future__ import annotations
