@@ -118,7 +118,6 @@ def mismatched(rank, world, store):
     return outcome
 
 
-@pytest.mark.slow  # failed in a fresh clone, cause open (test_mismatches_are_named)
 def test_mismatches_are_named(tmp_path):
     for outcome in ranks.run(mismatched, 2, env={"MINDSPEED_MS_FLIGHT_DIR": str(tmp_path)}):
         for case, parts in MISMATCHES.items():
@@ -161,6 +160,8 @@ def test_rank_that_never_uses_the_group(tmp_path):
 
 
 def train(rank, world, store):
+    # A shell's background job starts with Ctrl-C ignored, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     ranks.init(rank, world, store, seconds=60)
     dist.barrier()
     store.set(f"running/{rank}", "1")
@@ -169,8 +170,6 @@ def train(rank, world, store):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.slow  # failed in a fresh clone, cause open (test_signals_end_everything)
-@pytest.mark.slow  # failed in a fresh clone, cause open (test_signals_end_everything)
 def test_signals_end_everything(number, tmp_path):
     results = multiprocessing.get_context("spawn").Queue()
     store = ranks.free_store()
