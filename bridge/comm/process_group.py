@@ -447,14 +447,18 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
     alltoall_base = all_to_all_single
 
     def _rows(self, tensor: torch.Tensor, splits: Sequence[int], what: str) -> Tensors:
-        """Split along dim 0 into one part per rank, ``splits`` rows each (equal parts without)."""
+        """Split along dim 0 into one part per rank, ``splits`` rows each (equal parts without).
+
+        ``splits``: any sequence of integers; Megatron's token dispatcher passes a numpy array.
+        """
         rows = tensor.shape[0] if tensor.dim() else 1
-        if splits:
-            if len(splits) != self._size or sum(splits) != rows:
+        counts = [int(count) for count in splits]
+        if counts:
+            if len(counts) != self._size or sum(counts) != rows:
                 raise ValueError(
-                    f"all_to_all: {what} splits {list(splits)} do not fit {rows} rows on {self._size} ranks"
+                    f"all_to_all: {what} splits {counts} do not fit {rows} rows on {self._size} ranks"
                 )
-            return tensor.split(list(splits))
+            return tensor.split(counts)
         if rows % self._size:
             raise ValueError(f"all_to_all: {what} of {rows} rows cannot be split among {self._size} ranks")
         return tensor.split(rows // self._size) if rows else [tensor] * self._size

@@ -7,6 +7,7 @@ for Ascend.
 from mindspeed_ms.kernels.activation import bias_activation, bias_glu
 from mindspeed_ms.kernels.attention import attention
 from mindspeed_ms.kernels.backend import force_implementation, force_isa, implementation, isa
+from mindspeed_ms.kernels.context_parallel import context_parallel_attention
 from mindspeed_ms.kernels.cross_entropy import vocab_parallel_cross_entropy
 from mindspeed_ms.kernels.dropout import bias_dropout_add
 from mindspeed_ms.kernels.embedding import embedding_grad
@@ -29,6 +30,7 @@ __all__ = [
     "bias_dropout_add",
     "bias_glu",
     "clip_by_norm_",
+    "context_parallel_attention",
     "embedding_grad",
     "force_implementation",
     "force_isa",

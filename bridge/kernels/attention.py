@@ -94,7 +94,7 @@ def attention(
     else:
         out, lse = _composite(query, key, value, mask, plan)
     if sink is not None:
-        out, lse = _with_sink(out, lse, sink, layout)
+        out, lse = with_sink(out, lse, sink, layout)
     if packed:
         out, lse = out.squeeze(0), lse.squeeze(0)
     return (out, lse) if return_lse else out
@@ -241,7 +241,7 @@ class _Attention(torch.autograd.Function):
         return (*wanted, None, None)
 
 
-def _with_sink(out, lse, sink, layout):
+def with_sink(out, lse, sink, layout):
     """The softmax with one more score per head: it only takes weight away from the others."""
     total = torch.logaddexp(lse, sink.to(lse.dtype).view(1, -1, 1))
     batch, row, head = LAYOUTS[layout]

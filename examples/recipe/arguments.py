@@ -87,7 +87,7 @@ DEFAULTS = {
 }
 # field -> how to read it, where its type is a union.
 TYPES: dict[str, dict[str, Any]] = {
-    "cp_comm_type": {"type": str, "nargs": "+", "choices": ["p2p", "a2a", "allgather", "a2a+p2p"]},
+    "cp_comm_type": {"type": str, "nargs": "+", "choices": ["p2p", "a2a", "allgather", "all_gather"]},
     "linear_attention_freq": {"type": layer_pattern},
     "moe_aux_loss_coeff": {"type": float, "nargs": "+"},
     "moe_layer_freq": {"type": layer_pattern},

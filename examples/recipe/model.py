@@ -13,7 +13,11 @@ from megatron.core import mpu, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.enums import ModelType
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    HAVE_TE,
+    get_gpt_decoder_block_spec,
+    get_gpt_layer_local_spec,
+)
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 
@@ -31,9 +35,13 @@ def known(function: object, **keywords: object) -> dict[str, object]:
 
 
 def layer_spec(args: argparse.Namespace, config: TransformerConfig, chunk: int | None) -> object:
-    """Megatron-Core's local layer spec; for a mixture of experts the block spec, which knows dense layers."""
+    """Megatron-Core's local layer spec; for a mixture of experts the block spec, which knows dense layers.
+
+    Context parallelism needs Transformer Engine's core attention; it has no parameters, so that checkpoints
+    stay the same. RecipeError where it is missing.
+    """
     if args.num_moe_experts:
-        return get_gpt_decoder_block_spec(
+        spec = get_gpt_decoder_block_spec(
             config,
             use_transformer_engine=False,
             **known(
@@ -43,15 +51,29 @@ def layer_spec(args: argparse.Namespace, config: TransformerConfig, chunk: int |
                 vp_stage=chunk,
             ),
         )
-    return get_gpt_layer_local_spec(
-        **known(
-            get_gpt_layer_local_spec,
-            qk_layernorm=args.qk_layernorm,
-            multi_latent_attention=args.multi_latent_attention,
-            normalization=args.normalization,
-            qk_l2_norm=args.qk_l2_norm,
+        layers = spec.layer_specs
+    else:
+        spec = get_gpt_layer_local_spec(
+            **known(
+                get_gpt_layer_local_spec,
+                qk_layernorm=args.qk_layernorm,
+                multi_latent_attention=args.multi_latent_attention,
+                normalization=args.normalization,
+                qk_l2_norm=args.qk_l2_norm,
+            )
         )
-    )
+        layers = [spec]
+    if args.context_parallel_size > 1:
+        if not HAVE_TE:
+            raise RecipeError(
+                "--context-parallel-size above 1 needs the attention of Transformer Engine, which is not "
+                "installed: import mindspeed_ms.patch provides it"
+            )
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+        for layer in layers:
+            layer.submodules.self_attention.submodules.core_attention = TEDotProductAttention
+    return spec
 
 
 def model_chunk(

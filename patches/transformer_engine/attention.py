@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 from typing import Any
 
@@ -22,19 +24,23 @@ class DotProductAttention(torch.nn.Module):
         softmax_scale: float | None = None,
         tp_size: int = 1,
         cp_group: Any = None,
+        cp_comm_type: str = "p2p",
+        window_size: tuple[int, int] | None = None,
         **options: Any,
     ) -> None:
         from megatron.core.transformer.dot_product_attention import DotProductAttention as CoreAttention
         from megatron.core.transformer.enums import AttnMaskType
 
         super().__init__()
-        if cp_group is not None and torch.distributed.get_world_size(cp_group) > 1:
-            raise NotImplementedError(
-                "context parallelism needs Transformer Engine's ring attention, not implemented here: "
-                "set --context-parallel-size 1"
-            )
+        self._window = window_size
+        self.set_context_parallel_group(cp_group, None, None, cp_comm_type)
+        config = self.config
+        if config.context_parallel_size > 1:
+            # Megatron's core attention serves one rank: here it only tells scale, dropout and sink.
+            config = copy.copy(config)
+            config.context_parallel_size = 1
         arguments = {
-            "config": self.config,
+            "config": config,
             "layer_number": layer_number,
             "attn_mask_type": AttnMaskType[attn_mask_type],
             "attention_type": attention_type,
@@ -49,6 +55,21 @@ class DotProductAttention(torch.nn.Module):
         object.__setattr__(self, "_core", core)
         for name, parameter in core.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
+
+    def set_context_parallel_group(
+        self,
+        cp_group: Any,
+        cp_global_ranks: Any,
+        cp_stream: Any,
+        cp_comm_type: str = "p2p",
+    ) -> None:
+        """The ranks that share the sequence from now on; None for this one alone.
+
+        Raises NotImplementedError for a hierarchy of groups ("a2a+p2p").
+        """
+        if cp_comm_type == "a2a+p2p":
+            raise NotImplementedError("--cp-comm-type a2a+p2p is not implemented: use p2p, all_gather or a2a")
+        self.cp_group, self.cp_comm_type = cp_group, cp_comm_type
 
     def forward(
         self,
@@ -77,4 +98,37 @@ class DotProductAttention(torch.nn.Module):
         if core.training != self.training:
             core.train(self.training)
         kind = None if attn_mask_type is None else AttnMaskType[attn_mask_type]
+        if self.cp_group is not None and self.cp_group.size() > 1:
+            return self._context_parallel(query, key, value, kind or core.attn_mask_type)
         return core(query, key, value, attention_mask, attn_mask_type=kind)
+
+    def _context_parallel(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: Any
+    ) -> torch.Tensor:
+        """Like Transformer Engine, goes by the kind of mask and takes no notice of the mask itself."""
+        from megatron.core.tensor_parallel import get_cuda_rng_tracker
+        from mindspeed_ms.kernels import context_parallel_attention
+
+        if kind.name not in ("causal", "no_mask"):
+            raise NotImplementedError(
+                f"context parallelism with a {kind.name} mask is not implemented: use a causal mask, or "
+                "--context-parallel-size 1"
+            )
+        core = self._core
+        dropout = core.attention_dropout.p if self.training else 0.0
+        fork = dropout > 0 and not self.config.sequence_parallel
+        with get_cuda_rng_tracker().fork() if fork else contextlib.nullcontext():
+            context = context_parallel_attention(
+                query,
+                key,
+                value,
+                self.cp_group,
+                # Megatron-LM's flag has Megatron's spelling, Transformer Engine's argument another.
+                method={"allgather": "all_gather"}.get(self.cp_comm_type, self.cp_comm_type),
+                causal=kind.name == "causal",
+                window=self._window,
+                scale=core.softmax_scale * (core.scale_mask_softmax.scale or 1.0),
+                dropout=dropout,
+                sink=getattr(core, "softmax_offset", None),
+            )
+        return context.flatten(2)
