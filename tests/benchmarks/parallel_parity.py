@@ -106,7 +106,7 @@ def run(processes: int, words: list[str]) -> None:
 
 
 def flags(strategy: Strategy, data: Path) -> list[str]:
-    """Flags of the recipe for model and data; the vocabulary is padded alike for all tensor parallel sizes."""
+    """Flags for model and data; the vocabulary is padded alike for all tensor parallel sizes."""
     multiple = VOCABULARY_MULTIPLE // (2 if TP2 in strategy.flags else 1)
     return (
         f"{MODEL} {MODELS[strategy.model]} {strategy.flags} --data-path {data}/stdlib "
