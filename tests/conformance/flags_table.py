@@ -1,0 +1,78 @@
+"""Writes `tests/conformance/FLAGS.md`: every flag of Megatron-LM's scripts, and what becomes of it here.
+
+python -m tests.conformance.flags_table
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mindspeed_ms.patches.flags import Row, Status, row_of
+
+from tests.conformance.flag_groups import GROUPS, STOCK_FLAGS, TRAINING, words
+
+DOCUMENT = Path(__file__).with_name("FLAGS.md")
+READERS = {
+    "torchrun": "torchrun reads it",
+    "nsys": "the profiler nsys reads it",
+    "slurm": "Slurm reads it",
+    "modelopt": "read by scripts that need nvidia-modelopt",
+    "multimodal": "read by the multimodal examples",
+    "inference": "read by the inference scripts",
+    "tools": "read by the data tools",
+    "other scripts": "read by other examples and test tools",
+    "nobody": "no parser of this tag has it any more",
+}
+
+
+def _meaning(flag: str, row: Row) -> tuple[str, str]:
+    """Status and sentence of a flag that the table has a row for."""
+    if flag != row.flag:
+        return row.status.value, f"read only with --{row.flag}"
+    status = row.status.value + (f" ({', '.join(row.values)})" if row.values else "")
+    return status, row.reason
+
+
+def _groups_of() -> dict[str, list[str]]:
+    """Flag -> names of the groups that run it."""
+    found: dict[str, list[str]] = {}
+    for name, group in GROUPS.items():
+        for word in words(group, tmp="", data="", vocab="", merges="", tiktoken="", splits=""):
+            if word.startswith("--"):
+                found.setdefault(word[2:], []).append(name)
+    return found
+
+
+def document() -> str:
+    """The whole page."""
+    groups = _groups_of()
+    rows = [line.split("\t") for line in STOCK_FLAGS.read_text().splitlines()]
+    lines = [
+        "# Flags of Megatron-LM",
+        "",
+        f"The {len(rows)} flags that the example scripts and functional tests of Megatron-LM core_v0.16.1",
+        "use, the most used first. Written by `python -m tests.conformance.flags_table` from",
+        "`patches/flags.py` and `tests/conformance/flag_groups.py`; not edited by hand.",
+        "",
+        "*effective*: Megatron reads it, and what it asks for happens. *harmless*: accepted, with one log",
+        "line; the mathematics is the same without it. *refused*: one sentence with the alternative.",
+        "*elsewhere*: no flag of the training parser. *group*: the run of `test_flags.py` that drives it.",
+        "",
+        "| flag | status | meaning here | group |",
+        "|---|---|---|---|",
+    ]
+    for flag, _value, reader in rows:
+        row = row_of(flag)
+        status, meaning = Status.EFFECTIVE.value, ""
+        if reader != TRAINING:
+            status, meaning = "elsewhere", READERS[reader]
+        elif row is not None:
+            status, meaning = _meaning(flag, row)
+        names = groups.get(flag, [])
+        shown = "all" if len(names) > len(GROUPS) // 2 else ", ".join(names)
+        lines.append(f"| `--{flag}` | {status} | {meaning} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document())
