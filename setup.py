@@ -69,6 +69,11 @@ setup(
         # what Megatron-LM's own training scripts import and megatron-core does not ask for
         "megatron-lm": ["pydantic", "regex", "sentencepiece", "tiktoken", "tokenizers", "pybind11"],
         "test": ["pytest", "pytest-timeout", "expecttest"],
+        # what Megatron-LM's tests/unit_tests import: tests/conformance/megatron_unit_tests.py runs them
+        "megatron-tests": [
+            *("pytest-mock", "pytest-asyncio", "einops", "griffe", "msgpack", "pyzmq", "mock", "requests"),
+            *("tqdm", "click", "nltk", "boto3", "multi-storage-client", "pytest-timeout"),
+        ],
     },
     entry_points={
         "console_scripts": ["mindspeed-ms = mindspeed_ms.cli:main"],

@@ -1,0 +1,45 @@
+"""Why tests of Megatron fail: those that no device of ours can pass, and the groups of the others."""
+
+from __future__ import annotations
+
+import re
+
+from tests.conformance.megatron_runs import Outcome
+
+_MORE_RANKS = (
+    r"world_size \(\d+\) is not divisible by|must be divisible by .*world.size|not divisible by .*parallel"
+)
+_DOWNLOAD = r"ConnectionError|NameResolution|Max retries exceeded|huggingface\.co|URLError"
+NOT_APPLICABLE: tuple[tuple[str, str, str], ...] = (
+    ("", _MORE_RANKS, "the test needs more ranks than the run has"),
+    ("", _DOWNLOAD, "the test downloads a file"),
+    ("", "MambaSSM is not installed|mamba.ssm", "the test needs mamba-ssm, CUDA kernels"),
+    ("", "Emerging Optimizers is not installed", "the test needs the package emerging_optimizers"),
+    ("", "AutoTokenizer' is not defined|No module named 'transformers'", "the test needs transformers"),
+)
+"""(regex on file::test, regex on the message, reason): failures whose cause lies outside the product."""
+
+_VARYING = (
+    (re.compile(r"0x[0-9a-f]+"), "0x…"),
+    (re.compile(r"/(?:[\w.+-]+/)+"), "…/"),
+    (re.compile(r"\b\d+(?:\.\d+)?(?:e-?\d+)?\b"), "N"),
+    (re.compile(r"\bport N\b"), "port N"),
+)
+
+
+def not_applicable(test: str, message: str) -> str:
+    """Reason why this failure is not ours to mend, or the empty string."""
+    for where, what, reason in NOT_APPLICABLE:
+        if re.search(where, test) and re.search(what, message):
+            return reason
+    return ""
+
+
+def cause(outcome: Outcome) -> str:
+    """The exception line without what varies from test to test: numbers, addresses, folders."""
+    text = outcome.message
+    for pattern, replacement in _VARYING:
+        text = pattern.sub(replacement, text)
+    if outcome.outcome in ("timeout", "crash", "not run"):
+        text = f"{outcome.outcome}: {text}"
+    return text[:160]

@@ -1,0 +1,164 @@
+"""Megatron-LM's own unit tests through the bridge, beside the same files on plain torch CPU.
+
+    python -m tests.conformance.megatron_unit_tests --megatron-lm-path DIR [--ranks 1,2] [--quick]
+        [--files REGEX] [--json FILE] [--failures FILE.md] [--workers N]
+
+Every file of `tests/unit_tests` runs in processes of its own (`megatron_runs.py`): a crash or a hang costs
+one test, not the file. Failures that no device of ours can mend are counted apart, by the table
+`NOT_APPLICABLE` of `megatron_causes.py`; the others are grouped by the exception they ended with.
+What the tests import beyond Megatron's own needs is the extra `megatron-tests`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.benchmarks.report import Report, arguments
+from tests.conformance.megatron_causes import cause, not_applicable
+from tests.conformance.megatron_runs import FLAVOURS, FileRun, Outcome, Server, run_file
+
+AIM = 1.5
+COLUMNS = ("passed", "failed", "skipped", "not applicable")
+QUICK = r"transformer/test_(mlp|attention|rope)|tensor_parallel/test_(layers|random|mappings)"
+
+
+def test_files(root: Path, pattern: str) -> list[str]:
+    """Test files below `tests/unit_tests`, relative to `root`, that `pattern` finds.
+
+    Raises:
+        SystemExit: no such folder, or no such file.
+    """
+    folder = root / "tests" / "unit_tests"
+    files = [str(p.relative_to(root)) for p in sorted(folder.rglob("test_*.py"))]
+    files = [f for f in files if re.search(pattern, f) and Path(f).name != "test_utilities.py"]
+    if not files:
+        raise SystemExit(f"{folder} has no test file that matches {pattern!r}; is it a Megatron-LM checkout?")
+    return files
+
+
+def column(file: str, test: str, outcome: Outcome) -> str:
+    """Column of the table that a test counts in."""
+    if outcome.outcome in ("passed", "skipped"):
+        return outcome.outcome
+    return "not applicable" if not_applicable(f"{file}::{test}", outcome.message) else "failed"
+
+
+def outcomes(runs: dict[str, FileRun]) -> Iterator[tuple[str, str, Outcome]]:
+    """(file, test, outcome) of all tests of one flavour."""
+    for file, run in sorted(runs.items()):
+        for test, outcome in run.tests.items():
+            yield file, test, outcome
+
+
+def count(runs: dict[str, FileRun]) -> Counter:
+    """Tests per column."""
+    return Counter(column(*entry) for entry in outcomes(runs))
+
+
+def by_cause(runs: dict[str, FileRun], which: str) -> list[tuple[str, list[tuple[str, str, Outcome]]]]:
+    """Tests of one column ("failed" or "not applicable") grouped by cause, largest group first."""
+    groups: dict[str, list[tuple[str, str, Outcome]]] = {}
+    for file, test, outcome in outcomes(runs):
+        if column(file, test, outcome) == which:
+            reason = not_applicable(f"{file}::{test}", outcome.message)
+            groups.setdefault(reason or cause(outcome), []).append((file, test, outcome))
+    return sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+
+
+def failures_document(all_runs: dict[tuple[str, int], dict[str, FileRun]], tag: str) -> str:
+    """Markdown: counts, and for each number of ranks the bridge's failures by cause with their tests."""
+    lines = [
+        f"# Megatron-LM's unit tests, {tag}",
+        "",
+        "Written by `python -m tests.conformance.megatron_unit_tests --failures`. Not edited by hand.",
+        "",
+        "| ranks | run | " + " | ".join(COLUMNS) + " |",
+        "|---|---|" + "---|" * len(COLUMNS),
+    ]
+    for (flavour, ranks), runs in sorted(all_runs.items(), key=lambda item: (item[0][1], item[0][0])):
+        counts = count(runs)
+        lines.append(f"| {ranks} | {flavour} | " + " | ".join(str(counts[c]) for c in COLUMNS) + " |")
+    for (flavour, ranks), runs in all_runs.items():
+        if flavour != "bridge":
+            continue
+        for which in ("failed", "not applicable"):
+            lines += ["", f"## {ranks} rank(s), {which}", "", "| tests | cause | where |", "|---|---|---|"]
+            for reason, tests in by_cause(runs, which):
+                files = Counter(file.removeprefix("tests/unit_tests/") for file, _, _ in tests)
+                where = ", ".join(f"{file} ({n})" for file, n in files.most_common())
+                text = reason.replace("|", "\\|").replace("<", "&lt;")
+                lines.append(f"| {len(tests)} | {text} | {where} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Entry point."""
+    parser = arguments(__doc__)
+    parser.add_argument("--megatron-lm-path", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--ranks", default="1", help="comma-separated numbers of processes (default: 1)")
+    parser.add_argument("--files", default="", metavar="REGEX", help="only files whose path it matches")
+    parser.add_argument("--flavours", default=",".join(FLAVOURS), help="bridge, plain or both (default)")
+    parser.add_argument("--limit", type=int, default=60, help="seconds a test may take (default: 60)")
+    parser.add_argument("--workers", type=int, default=1, help="files at a time (default: 1)")
+    parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep what the processes printed")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="append outcomes as they come")
+    parser.add_argument("--failures", type=Path, metavar="FILE", help="write the bridge's failures, by cause")
+    options = parser.parse_args()
+    root = options.megatron_lm_path.resolve()
+    files = test_files(root, options.files or (QUICK if options.quick else ""))
+    if options.logs:
+        options.logs.mkdir(parents=True, exist_ok=True)
+    report = Report("megatron_unit_tests", f"Unit tests of {root.name}: bridge and plain torch CPU", options)
+    jobs = [
+        (file, flavour, int(ranks))
+        for ranks in options.ranks.split(",")
+        for file in files
+        for flavour in options.flavours.split(",")
+    ]
+    all_runs: dict[tuple[str, int], dict[str, FileRun]] = {(flavour, ranks): {} for _, flavour, ranks in jobs}
+    with contextlib.ExitStack() as stack:
+        servers = {key: stack.enter_context(Server(root, *key)) for key in all_runs}
+        pool = stack.enter_context(ThreadPoolExecutor(options.workers))
+        futures = {
+            pool.submit(run_file, servers[job[1:]], job[0], options.limit, options.logs): job for job in jobs
+        }
+        for future in as_completed(futures):
+            file, flavour, ranks = futures[future]
+            run = all_runs[flavour, ranks][file] = future.result()
+            print(f"{flavour} {ranks} {file}: {dict(count({file: run}))}, {run.seconds:.0f} s", flush=True)
+            if options.results:
+                line = json.dumps({"file": file, "run": flavour, "ranks": ranks, **asdict(run)})
+                with options.results.open("a") as results:
+                    results.write(line + "\n")
+    for (flavour, ranks), runs in all_runs.items():
+        counts = count(runs)
+        report.row(
+            ranks=ranks,
+            run=flavour,
+            files=len(runs),
+            **{c: counts[c] for c in COLUMNS},
+            lost=sum(r.lost for r in runs.values()),
+        )
+        report.summary[f"causes, {flavour}, {ranks} ranks"] = "".join(
+            f"\n  {len(tests):4} {reason}" for reason, tests in by_cause(runs, "failed")[:40]
+        )
+    for ranks in sorted({ranks for _, ranks in all_runs}):
+        if {("bridge", ranks), ("plain", ranks)} <= set(all_runs):
+            ours, plain = (count(all_runs[flavour, ranks])["passed"] for flavour in ("bridge", "plain"))
+            ratio = ours / plain if plain else float("inf")
+            report.mark(f"{ranks} ranks: {AIM}x as many passes as plain", ratio >= AIM, f"{ratio:.2f}")
+    if options.failures:
+        options.failures.write_text(failures_document(all_runs, root.name))
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
