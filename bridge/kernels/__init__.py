@@ -20,7 +20,7 @@ from mindspeed_ms.kernels.optimizer import (
     newton_schulz,
     sgd_step,
 )
-from mindspeed_ms.kernels.rope import rope
+from mindspeed_ms.kernels.rope import latent_key_value, latent_query, rope
 from mindspeed_ms.kernels.softmax import scaled_softmax
 
 __all__ = [
@@ -37,6 +37,8 @@ __all__ = [
     "implementation",
     "isa",
     "l2_norm",
+    "latent_key_value",
+    "latent_query",
     "layer_norm",
     "multi_scale",
     "newton_schulz",

@@ -41,7 +41,7 @@ def rope(x: torch.Tensor, freqs: torch.Tensor, layout: str = "half", *, mscale: 
             f"for x {tuple(x.shape)}"
         )
     freqs = freqs if freqs.shape[0] == x.shape[0] else freqs[: x.shape[0]]
-    if implementation(x, freqs) == "composite":
+    if implementation(x, freqs) == "composite":  # float64 keeps the angles' own precision
         return rope_composite(x, freqs, layout, mscale=mscale)
     cos, sin = _cos_sin(freqs, mscale)
     return _Rope.apply(x, cos, sin, LAYOUTS[layout], False)
@@ -51,10 +51,42 @@ def rope_composite(
     x: torch.Tensor, freqs: torch.Tensor, layout: str = "half", *, mscale: float = 1.0
 ) -> torch.Tensor:
     """The reference in torch operators, for x of 4 dimensions."""
-    rotary = freqs.shape[-1]
-    turned, passed = x[..., :rotary], x[..., rotary:]
+    return _turn_composite(x, torch.cos(freqs) * mscale, torch.sin(freqs) * mscale, layout)
+
+
+def latent_query(q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Query of multi-latent attention: its last cos.shape[-1] channels, interleaved, are rotated into halves.
+
+    q: (sequence, batch, heads, channels); cos, sin: (sequence or more, 1, 1, rotary), any dtype; they are
+    data, no gradient goes to them. The result is a new tensor.
+    """
+    plain, position = q.split((q.shape[-1] - cos.shape[-1], cos.shape[-1]), dim=-1)
+    return torch.cat((plain, _latent_turn(position, cos, sin)), dim=-1)
+
+
+def latent_key_value(
+    kv: torch.Tensor, position: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, key_channels: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Key and value of multi-latent attention; the rotated ``position`` is the end of each head's key.
+
+    kv: (sequence, batch, heads, key_channels + value channels); position: (sequence, batch, 1, rotary);
+    cos, sin as in :func:`latent_query`. Returns (..., key_channels + rotary) and (..., value channels).
+    """
+    key, value = kv.split((key_channels, kv.shape[-1] - key_channels), dim=-1)
+    turned = _latent_turn(position, cos, sin).expand(*key.shape[:-1], -1)
+    return torch.cat((key, turned), dim=-1), value.contiguous()
+
+
+def _latent_turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    if implementation(x) == "composite":
+        return _turn_composite(x, cos[: x.shape[0]], sin[: x.shape[0]], "to_half")
+    cos, sin = (table[: x.shape[0]].detach().float().contiguous() for table in (cos, sin))
+    return _Rope.apply(x, cos, sin, LAYOUTS["to_half"], False)
+
+
+def _turn_composite(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: str) -> torch.Tensor:
+    turned, passed = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     wide = turned if turned.dtype == torch.float64 else turned.float()
-    cos, sin = torch.cos(freqs) * mscale, torch.sin(freqs) * mscale
     if layout == "interleaved":
         other = torch.stack((-wide[..., 1::2], wide[..., ::2]), dim=-1).flatten(-2)
     else:

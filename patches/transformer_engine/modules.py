@@ -96,8 +96,21 @@ def _pytorch(module: ModuleType) -> None:
     module.distributed = SimpleNamespace(CudaRNGStatesTracker=CudaRNGStatesTracker)
 
 
+def _attention(module: ModuleType) -> None:
+    from mindspeed_ms.patches.transformer_engine.attention import DotProductAttention
+    from mindspeed_ms.patches.transformer_engine.rope import apply_rotary_pos_emb
+
+    module.DotProductAttention, module.apply_rotary_pos_emb = DotProductAttention, apply_rotary_pos_emb
+
+
 def _fp8(module: ModuleType) -> None:
     module.FP8GlobalStateManager, module.fp8_autocast = FP8GlobalStateManager, fp8_autocast
+
+
+def _optimizers(module: ModuleType) -> None:
+    from mindspeed_ms.patches.transformer_engine.optimizers import FusedAdam, FusedSGD
+
+    module.FusedAdam, module.FusedSGD = FusedAdam, FusedSGD
 
 
 def _tensor(module: ModuleType) -> None:
@@ -113,8 +126,10 @@ MODULES = {
     "transformer_engine.common": (_common, True),
     "transformer_engine.common.recipe": (_recipe, False),
     "transformer_engine.pytorch": (_pytorch, True),
+    "transformer_engine.pytorch.attention": (_attention, False),
     "transformer_engine.pytorch.float8_tensor": (_float8_tensor, False),
     "transformer_engine.pytorch.fp8": (_fp8, False),
+    "transformer_engine.pytorch.optimizers": (_optimizers, False),
     "transformer_engine.pytorch.tensor": (_tensor, True),
 }
 

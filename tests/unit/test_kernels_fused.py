@@ -139,6 +139,35 @@ def test_rope(name, dtype, layout):
     assert torch.equal(kernels.rope(packed, freqs)[:, None], kernels.rope(packed[:, None], freqs))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_latent_attention_turns_pairs_into_halves(dtype):
+    """Pairs of channels as complex numbers times exp(i angle); real parts first, then imaginary ones."""
+    angles = torch.randn(9, 1, 1, 4)
+    cos, sin = (f(torch.cat((angles, angles), -1)) for f in (torch.cos, torch.sin))
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        z = torch.view_as_complex(wide.unflatten(-1, (4, 2)).contiguous())
+        z = z * torch.polar(torch.ones_like(angles), angles)[: x.shape[0]].to(z.dtype)
+        return torch.cat((z.real, z.imag), -1).to(x.dtype)
+
+    def exact_query(q: torch.Tensor) -> torch.Tensor:
+        return torch.cat((q[..., :12], turned(q[..., 12:])), -1)
+
+    q, kv, position = (torch.randn(7, 2, *shape).to(dtype) for shape in ((3, 20), (3, 12 + 10), (1, 8)))
+    seed = torch.randn(7, 2, 3, 20)
+    check_against_float64(lambda q: kernels.latent_query(q, cos, sin), exact_query, [q], [seed])
+    check_against_float64(
+        lambda kv, position: kernels.latent_key_value(kv, position, cos, sin, 12),
+        lambda kv, position: (
+            torch.cat((kv[..., :12], turned(position).expand(-1, -1, 3, -1)), -1),
+            kv[..., 12:],
+        ),
+        [kv, position],
+        [seed, torch.randn(7, 2, 3, 10)],
+    )
+
+
 def test_rope_sees_frequencies_changed_in_place():
     x, freqs = torch.randn(4, 1, 1, 8), torch.randn(4, 1, 1, 8)
     before = kernels.rope(x, freqs)

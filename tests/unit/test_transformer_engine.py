@@ -124,3 +124,14 @@ def test_fp8_state_of_a_checkpoint_is_dropped_with_a_word():
     """)
     assert done.returncode == 0, done.stderr
     assert "fp8 scaling factors" in done.stderr
+
+
+def test_rope_fusion_is_what_megatron_does_without_it():
+    succeeds("""
+        from megatron.core.models.common.embeddings import rope_utils
+        t = torch.randn(6, 2, 4, 16, device="cuda", requires_grad=True)
+        freqs = torch.randn(6, 1, 1, 12, device="cuda").cuda()
+        fused = rope_utils.fused_apply_rotary_pos_emb(t, freqs)
+        plain = rope_utils._apply_rotary_pos_emb_bshd(t, freqs)
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
+    """)

@@ -1,0 +1,88 @@
+"""``te.pytorch.optimizers``: FusedAdam on our kernel, and torch's SGD.
+
+Megatron's distributed optimizer cannot resume with torch's Adam: it asks for the optimizer's state before the
+first step, when torch's has none. With FusedAdam it goes the way that it goes on CUDA, and a checkpoint holds
+what one from there holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+FusedSGD = torch.optim.SGD
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """AdamW (``adam_w_mode``) or Adam with L2. State of a parameter: ``exp_avg`` and ``exp_avg_sq``.
+
+    The number of steps is ``step`` of each parameter group, an int; a group without parameters has none.
+    Raises NotImplementedError for ``amsgrad``, for lower-precision state and for master weights.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        bias_correction: bool = True,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        adam_w_mode: bool = True,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        **unsupported: Any,
+    ) -> None:
+        usual = (None, False, torch.float32)
+        asked = sorted(name for name, value in unsupported.items() if value not in usual)
+        if amsgrad or asked:
+            raise NotImplementedError(
+                f"FusedAdam does not implement {', '.join(asked) or 'amsgrad'}: drop "
+                "--use-precision-aware-optimizer, the state is then float32"
+            )
+        self.adam_w_mode = adam_w_mode
+        defaults = {"lr": lr, "bias_correction": bias_correction, "betas": betas, "eps": eps}
+        super().__init__(params, {**defaults, "weight_decay": weight_decay})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of torch's Adam, too: its number of steps is in each parameter's state."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("bias_correction", self.defaults["bias_correction"])
+            steps = {float(self.state[p].pop("step")) for p in group["params"] if "step" in self.state[p]}
+            if steps and "step" not in group:
+                group["step"] = int(max(steps))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, **_options: Any) -> Any:
+        """One update of every parameter that has a gradient; returns what ``closure`` returns."""
+        from mindspeed_ms.kernels import adam_step
+
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if not group["params"]:
+                continue
+            group["step"] = group.get("step", 0) + 1
+            params = [p for p in group["params"] if p.grad is not None and p.numel()]
+            for p in params:
+                if "exp_avg" not in self.state[p]:
+                    self.state[p] |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            if params:
+                adam_step(
+                    [p.detach() for p in params],
+                    [p.grad for p in params],
+                    [self.state[p]["exp_avg"] for p in params],
+                    [self.state[p]["exp_avg_sq"] for p in params],
+                    step=int(group["step"]),
+                    lr=group["lr"],
+                    betas=tuple(group["betas"]),
+                    eps=group["eps"],
+                    weight_decay=group["weight_decay"],
+                    decoupled=self.adam_w_mode,
+                    bias_correction=group["bias_correction"],
+                )
+        return loss

@@ -1,0 +1,118 @@
+"""Starts a script of a Megatron-LM checkout, none of its lines edited, in processes of its own.
+
+Four ways to start it, all of the README: see WAYS.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+WAYS = ("run", "torchrun", "autoload", "import")
+"""``mindspeed-ms run SCRIPT``; ``torchrun -m mindspeed_ms.run SCRIPT``; ``torchrun SCRIPT`` with
+MINDSPEED_MS_AUTOLOAD=1; ``torchrun`` of a copy of the script that begins with ``import mindspeed_ms.patch``.
+"""
+
+MODEL = shlex.split(
+    "--num-layers 4 --hidden-size 128 --num-attention-heads 4 --seq-length 128 --max-position-embeddings 128 "
+    "--micro-batch-size 2 --global-batch-size 8 --lr 1e-3 --min-lr 1e-4 --lr-decay-style cosine "
+    "--lr-warmup-iters 2 --lr-decay-iters 20 --weight-decay 0.01 --clip-grad 1.0 --seed 1234 "
+    "--attention-dropout 0.0 --hidden-dropout 0.0 --split 90,5,5 --num-workers 0 --use-cpu-initialization "
+    "--log-interval 1 --eval-interval 100 --eval-iters 0"
+)
+"""A GPT that trains in seconds; flags given after it win. Train iterations and data are still missing."""
+MOCK = shlex.split("--mock-data --tokenizer-type NullTokenizer --vocab-size 1023")
+
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_LOSS = re.compile(r"iteration +(\d+)/.*\| lm loss: ([-+.\dEe]+|nan) \|")
+_ERROR = re.compile(r"^(\[rank\d+\]: ?)?[\w.]*(Error|Exception|error):? ")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that ended. ``losses``: iteration -> loss as printed; ``error``: "" or why it failed."""
+
+    losses: dict[int, float]
+    error: str
+    output: str
+
+
+def command(
+    script: Path, flags: Sequence[str], ranks: int, way: str, folder: Path
+) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment variables that start ``script``; "import" writes a copy to ``folder``."""
+    if way == "run":
+        if ranks != 1:
+            raise ValueError(f"mindspeed-ms run starts one process, not {ranks}: use torchrun")
+        return [sys.executable, "-m", "mindspeed_ms.cli", "run", str(script), *flags], {}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    if way == "torchrun":
+        return [*torchrun, "-m", "mindspeed_ms.run", str(script), *flags], {}
+    if way == "autoload":
+        return [*torchrun, str(script), *flags], {"MINDSPEED_MS_AUTOLOAD": "1"}
+    copy = folder / script.name
+    copy.write_text("import mindspeed_ms.patch\n" + script.read_text())
+    path = os.pathsep.join(filter(None, (str(script.parent), os.environ.get("PYTHONPATH"))))
+    return [*torchrun, str(copy), *flags], {"PYTHONPATH": path}
+
+
+def train(
+    script: Path,
+    flags: Sequence[str],
+    folder: Path,
+    *,
+    ranks: int = 1,
+    way: str = "torchrun",
+    timeout: float = 300,
+    **variables: str,
+) -> Run:
+    """Run ``script`` in ``folder``, one thread a process; ``variables`` are added to the environment."""
+    words, added = command(script, flags, ranks, way, folder)
+    clean = {name: value for name, value in os.environ.items() if name not in _LAUNCHER}
+    environment = {"OMP_NUM_THREADS": "1", **clean, **added, **variables}
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        cwd=folder,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its ranks, which are in sessions of their own
+        output, _ = process.communicate(timeout=60)
+        return Run(losses(output), f"no end after {timeout:.0f} s", output)
+    error = ""
+    if process.returncode:
+        lines = output.splitlines()
+        said = [line for line in lines if _ERROR.match(line)] or lines or ["no output"]
+        error = f"exit status {process.returncode}: {said[0 if _ERROR.match(said[0]) else -1]}"
+    return Run(losses(output), error, output)
+
+
+def losses(output: str) -> dict[int, float]:
+    """Iteration -> training loss, as printed.
+
+    From 0.16 on the second line of a run is the mean of the first two losses: Megatron prints the first one
+    without forgetting it.
+    """
+    return {int(iteration): float(loss) for iteration, loss in _LOSS.findall(output)}
+
+
+def deviation(measured: dict[int, float], expected: dict[int, float]) -> float:
+    """Largest relative difference over the iterations expected; infinite if one is missing or nan."""
+    if not expected or not expected.keys() <= measured.keys():
+        return float("inf")
+    pairs = [(measured[i], expected[i]) for i in expected]
+    if any(a != a for a, _ in pairs):
+        return float("inf")
+    return max(abs(a - b) / abs(b) for a, b in pairs)
