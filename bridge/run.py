@@ -47,6 +47,9 @@ def execute(options: argparse.Namespace) -> int:
         os.environ["MINDSPEED_MS_COVERAGE"] = os.path.abspath(options.coverage)
     _be_a_group_of_one()
 
+    # Processes that the script spawns import it again: Megatron's checkpoint writer is one.
+    os.environ["MINDSPEED_MS_AUTOLOAD"] = "1"
+
     import mindspeed_ms.patch  # noqa: F401
 
     sys.argv = [options.script, *options.args]

@@ -44,6 +44,21 @@ def test_script_sees_what_python_would_give_it(script, tmp_path):
     assert got["device"] == "npu:0"
 
 
+SPAWNS = """
+import multiprocessing
+import needs_bridge
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        print(manager.list([7])[0], "from the manager")
+"""
+
+
+def test_processes_that_the_script_spawns_have_the_bridge_on(script):
+    script("import torch, sys; assert 'mindspeed_ms.patch' in sys.modules", "needs_bridge.py")
+    done = cli("run", str(script(SPAWNS)))
+    assert "7 from the manager" in done.stdout, done.stderr
+
+
 def test_modules_beside_the_script_are_found(script):
     script("VALUE = 7", "sibling.py")
     done = cli("run", str(script("import sibling; print(sibling.VALUE)")))
