@@ -31,6 +31,11 @@ def fp8_autocast(enabled: bool = True, **options: Any) -> Any:
     return _no_fp8() if enabled else nullcontext()
 
 
+def _no_fp8_hardware(*_args: Any) -> tuple[bool, str]:
+    """Transformer Engine's answer of a device without it: False, and why."""
+    return False, "fp8 needs hardware that has it"
+
+
 class FusibleOperation:
     """An operation of ``te.pytorch.ops``: refused when constructed."""
 
@@ -105,6 +110,8 @@ def _attention(module: ModuleType) -> None:
 
 def _fp8(module: ModuleType) -> None:
     module.FP8GlobalStateManager, module.fp8_autocast = FP8GlobalStateManager, fp8_autocast
+    for kind in ("fp8", "mxfp8", "nvfp4", "fp8_block_scaling"):
+        setattr(module, f"check_{kind}_support", _no_fp8_hardware)
 
 
 def _optimizers(module: ModuleType) -> None:

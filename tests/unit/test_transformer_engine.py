@@ -135,3 +135,12 @@ def test_rope_fusion_is_what_megatron_does_without_it():
         plain = rope_utils._apply_rotary_pos_emb_bshd(t, freqs)
         torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
     """)
+
+
+def test_it_says_that_there_is_no_fp8_hardware():
+    from transformer_engine.pytorch import fp8
+
+    for kind in ("fp8", "mxfp8", "fp8_block_scaling"):
+        supported, reason = getattr(fp8, f"check_{kind}_support")()
+        assert supported is False
+        assert "hardware" in reason
