@@ -73,6 +73,15 @@ def by_cause(runs: dict[str, FileRun], which: str) -> list[tuple[str, list[tuple
     return sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
 
 
+def read_results(path: Path) -> Iterator[tuple[tuple[str, str, int], FileRun]]:
+    """(file, flavour, ranks) and outcomes of each line of `--results`; of two alike the last counts."""
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        job = (entry.pop("file"), entry.pop("run"), entry.pop("ranks"))
+        tests = {name: Outcome(**outcome) for name, outcome in entry.pop("tests").items()}
+        yield job, FileRun(tests, **entry)
+
+
 def failures_document(all_runs: dict[tuple[str, int], dict[str, FileRun]], tag: str) -> str:
     """Markdown: counts, and for each number of ranks the bridge's failures by cause with their tests."""
     lines = [
@@ -110,6 +119,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="files at a time (default: 1)")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep what the processes printed")
     parser.add_argument("--results", type=Path, metavar="FILE", help="append outcomes as they come")
+    parser.add_argument(
+        "--resume", action="store_true", help="do not run what --results holds"
+    )
     parser.add_argument("--failures", type=Path, metavar="FILE", help="write the bridge's failures, by cause")
     options = parser.parse_args()
     root = options.megatron_lm_path.resolve()
@@ -124,8 +136,13 @@ def main() -> int:
         for flavour in options.flavours.split(",")
     ]
     all_runs: dict[tuple[str, int], dict[str, FileRun]] = {(flavour, ranks): {} for _, flavour, ranks in jobs}
+    if options.resume:
+        for job, run in read_results(options.results):
+            if job in jobs:
+                all_runs[job[1:]][job[0]] = run
+        jobs = [job for job in jobs if job[0] not in all_runs[job[1:]]]
     with contextlib.ExitStack() as stack:
-        servers = {key: stack.enter_context(Server(root, *key)) for key in all_runs}
+        servers = {key: stack.enter_context(Server(root, *key)) for key in {job[1:] for job in jobs}}
         pool = stack.enter_context(ThreadPoolExecutor(options.workers))
         futures = {
             pool.submit(run_file, servers[job[1:]], job[0], options.limit, options.logs): job for job in jobs
