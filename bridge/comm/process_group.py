@@ -247,6 +247,9 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         return timeout.total_seconds()
 
     def _start(self, call: Call, opts: Any, result: Any, staging: _Staging) -> CollectiveWork:
+        if not -1 <= call.root < self._size:  # torch passes on ranks that do not exist
+            where = f"group {self._name} of {self._size} ranks"
+            raise ValueError(f"{call.kind}: rank {call.root} is not in {where}")
         call.timeout = self._seconds(opts)
         call.foreground = not getattr(opts, "asyncOp", True)
         work = self._work([self.engine.start(call)], result, staging.finisher())

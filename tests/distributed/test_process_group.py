@@ -115,6 +115,18 @@ def reductions(rank, world, store):
     dist.destroy_process_group()
 
 
+def root_outside(rank, world, store):
+    ranks.init(rank, world, store)
+    for call in (dist.broadcast, dist.reduce):
+        with pytest.raises(ValueError, match="rank 6 is not in group"):
+            call(torch.zeros(3), 6)
+    dist.barrier()
+
+
+def test_a_root_that_does_not_exist_is_an_error():
+    ranks.run(root_outside, 2)
+
+
 def test_reductions_and_element_types():
     ranks.run(reductions, 3)
 
