@@ -50,7 +50,9 @@ class FusedAdam(torch.optim.Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("bias_correction", self.defaults["bias_correction"])
-            steps = {float(self.state[p].pop("step")) for p in group["params"] if "step" in self.state[p]}
+            # looked up by get: an empty entry would tell Megatron that there is state already
+            states = [self.state.get(p, {}) for p in group["params"]]
+            steps = {float(state.pop("step")) for state in states if "step" in state}
             if steps and "step" not in group:
                 group["step"] = int(max(steps))
 

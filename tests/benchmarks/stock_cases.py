@@ -11,6 +11,8 @@ RECORD = Path(__file__).parents[1] / "reference" / "stock_curves.json"
 ITERATIONS = 22
 SAVED = 2
 """The reference of a model trains ITERATIONS and saves after SAVED: 20 remain for a run that loads it."""
+RESHARDABLE = ("--use-distributed-optimizer", "--dist-ckpt-optim-fully-reshardable")
+"""What lets any parallel layout load a checkpoint: without the second the layout of the ranks must stay."""
 
 _LLAMA = "--swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear "
 _LLAMA += "--untie-embeddings-and-output-weights --group-query-attention --num-query-groups 2 "
@@ -58,7 +60,8 @@ class Case:
 _TP2 = "--tensor-model-parallel-size 2 --sequence-parallel"
 _PP2 = "--pipeline-model-parallel-size 2"
 _VPP = f"{_PP2} --num-layers-per-virtual-pipeline-stage 1"
-_DP2 = "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"
+_DP2 = "--overlap-grad-reduce --overlap-param-gather"
+_CP2 = "--context-parallel-size 2"
 
 QUICK = (
     Case("tp1", spec="local", way="run"),
@@ -66,6 +69,7 @@ QUICK = (
     Case("llama_tp1", drop=("--no-rope-fusion",), way="import"),
     Case("tp2_sp", ranks=2),
 )
+"""Held against recorded curves only: a reference would cost another run."""
 FULL = (
     *QUICK,
     Case("tp1", spec="local", way="torchrun"),
@@ -83,6 +87,7 @@ FULL = (
     Case(model="gpt", parallel=_PP2, ranks=2),
     Case(model="gpt", parallel=_DP2, ranks=2),
     Case(model="gpt", parallel=_VPP, ranks=2),
+    Case(model="gpt", parallel=_CP2, ranks=2),
     Case(model="gpt", parallel=f"{_TP2} {_PP2} {_DP2}", ranks=8),
     Case(model="gpt bf16", parallel=f"{_TP2} {_DP2}", ranks=4),
     Case(model="latent attention", parallel=_TP2, ranks=2),

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks.report import Report, arguments
-from tests.benchmarks.stock_cases import FULL, ITERATIONS, MODELS, QUICK, RECORD, SAVED, Case
+from tests.benchmarks.stock_cases import FULL, ITERATIONS, MODELS, QUICK, RECORD, RESHARDABLE, SAVED, Case
 from tests.reference import stock_script
 from tests.reference.stock_script import MOCK, MODEL, Run, train
 
@@ -50,7 +50,7 @@ class Runs:
         return self._references[model], checkpoint
 
     def _flags(self, model: str) -> list[str]:
-        return [*MODEL, *MOCK, *MODELS[model].split(), "--train-iters", str(ITERATIONS)]
+        return [*MODEL, *MOCK, *RESHARDABLE, *MODELS[model].split(), "--train-iters", str(ITERATIONS)]
 
     def _recorded_flags(self, case: Case) -> list[str]:
         flags = f"{self._record['base_flags']} {self._record['curves'][case.curve]['extra_flags']}"

@@ -50,6 +50,12 @@ def test_resumes_from_its_own_state_and_from_that_of_torch(writer):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+def test_state_is_empty_before_the_first_step():
+    optimizer = FusedAdam(parameters())
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert len(optimizer.state) == 0
+
+
 def test_parameters_without_gradient_stay():
     used, unused = parameters()
     before = unused.detach().clone()
@@ -57,7 +63,7 @@ def test_parameters_without_gradient_stay():
     used.grad = torch.ones_like(used)
     assert optimizer.step(lambda: 3.0) == 3.0
     assert torch.equal(unused, before)
-    assert not optimizer.state[unused]
+    assert unused not in optimizer.state
 
 
 @pytest.mark.parametrize(
