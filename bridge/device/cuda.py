@@ -25,7 +25,8 @@ from mindspeed_ms.device import memory, npu, random, streams
 DEVICE_FUNCTIONS = (
     *("is_available", "init", "is_initialized", "_is_in_bad_fork", "device_count", "current_device"),
     *("set_device", "device", "device_of", "synchronize", "get_device_name", "get_device_capability"),
-    *("get_device_properties", "is_bf16_supported", "is_current_stream_capturing", "utilization"),
+    *("get_device_properties", "is_bf16_supported", "is_current_stream_capturing"),
+    *("utilization", "memory_usage", "temperature", "power_draw", "clock_rate"),
 )
 STREAM_FUNCTIONS = (
     *("Stream", "Event", "StreamContext", "current_stream", "default_stream", "set_stream", "stream"),

@@ -138,9 +138,13 @@ def is_current_stream_capturing() -> bool:
     return False
 
 
-def utilization(device: Any = None) -> int:
-    """Percent of time the device was busy; not measured on the CPU target, reported as 0."""
+def _not_measured(device: Any = None) -> int:
+    """A reading that the CPU target does not have, reported as 0."""
     return 0
+
+
+# Megatron's straggler detector asks for them all.
+utilization = memory_usage = temperature = power_draw = clock_rate = _not_measured
 
 
 def get_amp_supported_dtype() -> list[torch.dtype]:

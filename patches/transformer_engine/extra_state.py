@@ -20,6 +20,9 @@ class WithoutFp8(torch.nn.Module):
         super().__init__()
         self.fp8_meta: dict[str, Any] = {"fp8_checkpoint": False}
 
+    def init_fp8_metadata(self, num_gemms: int = 1) -> None:
+        """Nothing: Megatron calls it before it loads the scaling factors of a grouped layer."""
+
     def get_extra_state(self) -> torch.Tensor:
         """Empty uint8 tensor: no scaling factors."""
         return torch.empty(0, dtype=torch.uint8)
