@@ -76,7 +76,7 @@ class DotProductAttention(torch.nn.Module):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         *,
         attn_mask_type: str | None = None,
         core_attention_bias_type: str = "no_bias",
@@ -100,6 +100,7 @@ class DotProductAttention(torch.nn.Module):
         kind = None if attn_mask_type is None else AttnMaskType[attn_mask_type]
         if self.cp_group is not None and self.cp_group.size() > 1:
             return self._context_parallel(query, key, value, kind or core.attn_mask_type)
+        attention_mask = _scores_mask(attention_mask, (kind or core.attn_mask_type).name, query, key)
         return core(query, key, value, attention_mask, attn_mask_type=kind)
 
     def _context_parallel(
@@ -132,3 +133,22 @@ class DotProductAttention(torch.nn.Module):
                 sink=getattr(core, "softmax_offset", None),
             )
         return context.flatten(2)
+
+
+def _scores_mask(
+    mask: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None,
+    kind: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+) -> torch.Tensor | None:
+    """A mask in Transformer Engine's forms as Megatron's core attention takes it; True hides.
+
+    Padding is ``(b, 1, 1, sk)``, or for cross attention a pair, whose first says which queries are padding:
+    nobody reads what they attend to, and a row with every key hidden has no softmax, so it is not used.
+    """
+    if isinstance(mask, (tuple, list)):
+        mask = mask[-1]
+    if mask is not None and kind == "padding_causal" and mask.shape[-2] == 1:
+        future = torch.ones(query.shape[0], key.shape[0], dtype=torch.bool, device=mask.device)
+        mask = mask | future.triu(key.shape[0] - query.shape[0] + 1)
+    return mask

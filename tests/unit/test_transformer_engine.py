@@ -144,3 +144,29 @@ def test_it_says_that_there_is_no_fp8_hardware():
             print(getattr(fp8, f"check_{kind}_support")()[0])
     """)
     assert out.split() == ["False"] * 4
+
+
+def test_padding_masks_of_transformer_engine():
+    succeeds("""
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+        from megatron.core.transformer.enums import AttnMaskType
+        config = TransformerConfig(**common)
+        q, k, v = (torch.randn(n, 2, 4, 16, device="cuda") for n in (3, 5, 5))
+        hidden = torch.zeros(2, 1, 1, 5, dtype=torch.bool)
+        hidden[1, ..., 3:] = True
+        ends = torch.zeros(2, 1, 1, 3, dtype=torch.bool).cuda()
+
+        def attend(kind, q, mask):
+            core = TEDotProductAttention(config, 1, AttnMaskType[kind], "self", attention_dropout=0.0)
+            return core(q, k, v, mask, AttnMaskType[kind]).cpu().unflatten(-1, (4, 16)).permute(1, 2, 0, 3)
+
+        def exact(q, keep):
+            shaped = [x.cpu().double().permute(1, 2, 0, 3) for x in (q, k, v)]
+            return F.scaled_dot_product_attention(*shaped, attn_mask=keep)
+
+        got = attend("padding", q, (ends, hidden.cuda())).double()
+        torch.testing.assert_close(got, exact(q, ~hidden), rtol=1e-5, atol=1e-5)
+        past = torch.ones(5, 5, dtype=torch.bool).tril()
+        got = attend("padding_causal", k, hidden.cuda()).double()
+        torch.testing.assert_close(got, exact(k, ~hidden & past), rtol=1e-5, atol=1e-5)
+    """)
