@@ -7,7 +7,8 @@ import re
 from tests.conformance.megatron_runs import Outcome
 
 _MORE_RANKS = (
-    r"world_size \(\d+\) is not divisible by|must be divisible by .*world.size|not divisible by .*parallel"
+    r"world.size \(\d+\) is not divisible by|Mesh should not be bigger than|is over sized with world size"
+    r"|should be divisible by partial DistOpt shard factor"
 )
 _DOWNLOAD = r"ConnectionError|NameResolution|Max retries exceeded|huggingface\.co|URLError"
 NOT_APPLICABLE: tuple[tuple[str, str, str], ...] = (
@@ -15,7 +16,12 @@ NOT_APPLICABLE: tuple[tuple[str, str, str], ...] = (
     ("", _DOWNLOAD, "the test downloads a file"),
     ("", "MambaSSM is not installed|mamba.ssm", "the test needs mamba-ssm, CUDA kernels"),
     ("", "Emerging Optimizers is not installed", "the test needs the package emerging_optimizers"),
-    ("", "AutoTokenizer' is not defined|No module named 'transformers'", "the test needs transformers"),
+    ("", "AutoTokenizer' is not defined", "the test needs transformers and a download"),
+    (
+        "",
+        "No module named '(transformers|torchvision|flash_attn|transformer_engine_torch)'",
+        "the test imports a package that is not installed",
+    ),
 )
 """(regex on file::test, regex on the message, reason): failures whose cause lies outside the product."""
 
