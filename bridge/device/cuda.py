@@ -99,6 +99,7 @@ def _redirect_functions() -> None:
     torch.cuda._utils._get_device_index = torch.cuda._get_device_index
     torch.cuda.CUDAGraph = torch.cuda.graphs.CUDAGraph = _no_cuda_graph
     torch.cuda.cudart = _cudart
+    torch.cuda.check_error = _check_error
     # torch's logger asks for it while it reports a failed collective; there is no NCCL here.
     torch.cuda.nccl.version = lambda: (0, 0, 0)
     torch.cuda.profiler.start = torch.cuda.profiler.stop = lambda: None
@@ -127,6 +128,10 @@ class _CudaRuntime:
 
 def _cudart() -> type[_CudaRuntime]:
     return _CudaRuntime
+
+
+def _check_error(res: int) -> None:
+    """Of the calls above none can fail."""
 
 
 _nvtx_ranges: list[contextlib.AbstractContextManager] = []

@@ -253,3 +253,17 @@ print(importlib.util.find_spec("fused_weight_gradient_mlp_cuda"))
 """
     )
     assert out.split() == ["True", "None"]
+
+
+def test_output_recomputed_without_fp8(armed):
+    from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
+
+    x = torch.rand(4, 8, device="cuda", requires_grad=True)
+    (expected,) = torch.autograd.grad((torch.sigmoid(x) ** 2).sum(), x)
+    checkpoint = CheckpointWithoutOutput()
+    y = checkpoint.checkpoint(torch.sigmoid, x)
+    z = y * y
+    checkpoint.discard_output_and_register_recompute(z)
+    assert y.untyped_storage().size() == 0
+    z.sum().backward()
+    torch.testing.assert_close(x.grad, expected)

@@ -74,3 +74,8 @@ def test_grouped_gemm_with_an_expert_without_rows(transposed):
 def test_readings_of_the_straggler_detector():
     for name in ("utilization", "memory_usage", "temperature", "power_draw", "clock_rate"):
         assert getattr(torch.cuda, name)() == 0
+
+
+def test_calls_of_a_profiled_run():
+    for call in (torch.cuda.cudart().cudaProfilerStart, torch.cuda.cudart().cudaProfilerStop):
+        torch.cuda.check_error(call())
