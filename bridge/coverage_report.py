@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ OURS = ("mindspore", "csrc")
 def write_at_exit() -> None:
     """If MINDSPEED_MS_COVERAGE names a file, write the counters there when the process ends.
 
-    Rank 0 writes the file itself, rank N writes ``<stem>.rank<N><suffix>`` beside it.
+    Rank 0 writes the file itself, rank N writes ``<stem>.rank<N><suffix>`` beside it. The processes that a run
+    starts (DataLoader workers, checkpoint writers, torchrun itself) inherit the variable: one that counted
+    nothing leaves a report alone that was written since it started.
     """
     name = os.environ.get(VARIABLE)
     if not name:
@@ -32,7 +35,14 @@ def write_at_exit() -> None:
 
     from mindspeed_ms.ops import coverage  # now, not at exit: its clock starts when it is imported
 
-    atexit.register(coverage.write, path)
+    started = time.time()
+
+    def write() -> None:
+        written_since = path.exists() and path.stat().st_mtime >= started
+        if coverage.snapshot() or not written_since:
+            coverage.write(path)
+
+    atexit.register(write)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -52,16 +62,18 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def share(rows: list[dict[str, Any]]) -> float:
-    """Part (0 to 1) of the operator time that went through MindSpore or our own kernels; 1.0 if there is
+    """Part (0 to 1) of the operator time that went through MindSpore or our own kernels; 0 if there is
     none.
     """
     total = sum(row["seconds"] for row in rows)
-    return sum(row["seconds"] for row in rows if row["route"] in OURS) / total if total else 1.0
+    return sum(row["seconds"] for row in rows if row["route"] in OURS) / total if total else 0.0
 
 
 def render(report: dict[str, Any], top: int = 30) -> str:
     """The report as text: operators by time, totals by route, the share on MindSpore + csrc, what is left."""
     rows = sorted(report["rows"], key=lambda row: -row["seconds"])
+    if not rows:
+        return "no operator ran on device npu in that process"
     total = sum(row["seconds"] for row in rows) or 1.0
     lines = [f"{'operator':<44} {'dtype':<10} {'route':<10} {'calls':>9} {'seconds':>9} {'share':>7}"]
     lines += [

@@ -32,13 +32,6 @@ def reset() -> None:
     _since = time.perf_counter()
 
 
-def share(rows: list[dict[str, Any]] | None = None) -> float:
-    """Share of operator time on MindSpore + csrc, 0 to 1; 0 if nothing was counted."""
-    rows = snapshot() if rows is None else rows
-    total = sum(row["seconds"] for row in rows)
-    return sum(row["seconds"] for row in rows if row["route"] != "host") / total if total else 0.0
-
-
 def report() -> dict[str, Any]:
     """Rows, wall time since the last reset in seconds, and versions: what ``mindspeed-ms coverage`` reads."""
     import importlib.metadata

@@ -1,9 +1,10 @@
 """The command ``mindspeed-ms``, in processes of its own."""
 
 import json
+import sys
 
 import pytest
-from processes import cli, one_line
+from processes import cli, launch, one_line
 
 
 def test_wrong_command_is_one_sentence():
@@ -61,3 +62,28 @@ def test_patches_lists_each_target_with_its_state():
 
 def test_patches_of_a_folder_that_is_no_checkout(tmp_path):
     assert "is no Megatron-LM checkout" in one_line(cli("patches", "--megatron-lm-path", str(tmp_path)), 2)
+
+
+TRAINS_WITH_A_HELPER = """
+import subprocess, sys
+import mindspeed_ms.patch, torch
+helper = subprocess.Popen([sys.executable, "-c", "import mindspeed_ms.patch, sys; sys.stdin.read()"], stdin=-1)
+torch.ones(8, device="npu") * 2
+"""
+
+
+def test_a_process_that_outlives_the_run_keeps_its_report(tmp_path):
+    """Checkpoint writers and workers inherit the variable and end last: the report was overwritten by none."""
+    path = tmp_path / "coverage.json"
+    path.write_text("left by an earlier run")
+    done = launch(sys.executable, "-c", TRAINS_WITH_A_HELPER, MINDSPEED_MS_COVERAGE=str(path))
+    assert done.returncode == 0, done.stderr
+    assert "aten::mul.Tensor" in {row["op"] for row in json.loads(path.read_text())["rows"]}
+
+
+def test_coverage_of_a_run_without_operators_claims_nothing(tmp_path):
+    path = tmp_path / "coverage.json"
+    done = launch(sys.executable, "-c", "import mindspeed_ms.patch", MINDSPEED_MS_COVERAGE=str(path))
+    assert done.returncode == 0, done.stderr
+    shown = cli("coverage", str(path))
+    assert shown.stdout.strip() == "no operator ran on device npu in that process"
