@@ -2,7 +2,7 @@
 # A small GPT-2-style model: LayerNorm, learned positions, GELU, dropout, tied embeddings.
 #   [NPROC=2] examples/gpt2.sh [FLAGS of pretrain_gpt.py that add to or replace those below]
 set -euo pipefail
-. "$(dirname "$0")/setup.sh" recipe
+. "$(dirname "$0")/setup.sh"
 prepare_data
 "${START[@]}" examples/pretrain_gpt.py \
     --num-layers 4 --hidden-size 256 --num-attention-heads 8 \

@@ -2,7 +2,7 @@
 # A small Llama-style model: RMSNorm, RoPE, SwiGLU, grouped queries, no biases, untied embeddings.
 #   [NPROC=2] examples/llama.sh [FLAGS of pretrain_gpt.py that add to or replace those below]
 set -euo pipefail
-. "$(dirname "$0")/setup.sh" recipe
+. "$(dirname "$0")/setup.sh"
 prepare_data
 "${START[@]}" examples/pretrain_gpt.py \
     --num-layers 4 --hidden-size 256 --ffn-hidden-size 704 --num-attention-heads 8 \

@@ -3,7 +3,7 @@
 #   examples/quickstart.sh [FLAGS of pretrain_gpt.py that add to or replace those of llama.sh]
 # Needs Python 3.10 - 3.12 and g++. Running it again trains anew; set-up and data are kept.
 set -euo pipefail
-. "$(dirname "$0")/setup.sh" recipe
+. "$(dirname "$0")/setup.sh"
 RUN=runs/quickstart
 mkdir -p "$RUN"
 MINDSPEED_MS_COVERAGE="$RUN/coverage.json" examples/llama.sh \

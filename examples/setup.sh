@@ -1,12 +1,13 @@
 # Sourced by the other scripts: makes .venv with the project in it, once, and activates it.
-#   . examples/setup.sh [EXTRAS]      EXTRAS: comma-separated extras of setup.py; default: recipe
-# A finished set-up is recognised by .venv/.ready-EXTRAS, which holds the checksum of what it was made from.
+#   . examples/setup.sh
+# A finished set-up is recognised by .venv/.ready, which holds the checksum of what it was made from. What the
+# recipe and the tests need is installed at once: the build, which takes minutes, is then done once.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON="${PYTHON:-python3}"
 
 set_up() {
-    local extras="$1" mark="$ROOT/.venv/.ready-$1" sources
+    local mark="$ROOT/.venv/.ready" sources
     sources="$(cd "$ROOT" && find setup.py pyproject.toml csrc -type f | sort | xargs cksum | cksum)"
     if [ -f "$mark" ] && [ "$(cat "$mark")" = "$sources" ]; then
         . "$ROOT/.venv/bin/activate"
@@ -29,11 +30,11 @@ set_up() {
     # One copy of torch serves the build and the run: with build isolation pip would fetch a second one.
     python -m pip install --quiet --upgrade pip 'setuptools>=77' wheel ninja 'pybind11>=2.13' \
         'numpy<2' 'torch==2.13.*' || return 1
-    python -m pip install --quiet --no-build-isolation --editable "$ROOT[$extras]" || return 1
+    python -m pip install --quiet --no-build-isolation --editable "$ROOT[recipe,test]" || return 1
     echo "$sources" > "$mark"
 }
 
-set_up "${1:-recipe}" || exit 1
+set_up || exit 1
 
 # What a training script uses: data made once, and the command that starts NPROC processes (default 1).
 cd "$ROOT"

@@ -4,5 +4,5 @@
 # Needs Python 3.10 - 3.12 and g++. Running it again keeps the set-up.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. examples/setup.sh recipe,test
+. examples/setup.sh
 exec python -m pytest -q "$@"

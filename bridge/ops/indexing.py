@@ -7,6 +7,7 @@ first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import mindspore as ms
@@ -19,7 +20,7 @@ from mindspore.ops import auto_generate as ag
 NUMBERS = FLOATS + INTS
 INDEX_DTYPES = (ms.int64, ms.int32)
 
-_gather = ag.Gather()
+_gather, _any = ag.Gather(), ag.ReduceAny()
 
 
 def _inside(index: ms.Tensor, size: int) -> bool:
@@ -162,3 +163,42 @@ def triu(x: ms.Tensor, diagonal: int) -> Any:
 @lowering("aten::nonzero", dtypes=ALL)
 def nonzero(x: ms.Tensor) -> Any:
     return cast(mint.nonzero(x), torch.int64) if x.shape else NotImplemented
+
+
+def _selected(mask: ms.Tensor) -> ms.Tensor | None:
+    """Positions of True in a flattened bool mask; None if there are none, of which MindSpore has no tensor."""
+    positions = mint.nonzero(mask.view(-1)).view(-1) if bool(_any(mask)) else None
+    return None if positions is None else cast(positions, torch.int64)
+
+
+@lowering("aten::masked_select", dtypes=NUMBERS, mixed=True)
+def masked_select(x: ms.Tensor, mask: ms.Tensor) -> Any:
+    if mask.dtype != ms.bool_ or mask.shape != x.shape or not x.shape:
+        return NotImplemented
+    positions = _selected(mask)
+    return NotImplemented if positions is None else _gather(x.view(-1), positions, 0)
+
+
+@lowering("aten::masked_scatter", dtypes=NUMBERS, mixed=True)
+def masked_scatter(x: ms.Tensor, mask: ms.Tensor, source: ms.Tensor) -> Any:
+    if mask.dtype != ms.bool_ or mask.shape != x.shape or source.dtype != x.dtype or not x.shape:
+        return NotImplemented
+    positions = _selected(mask)
+    if positions is None:
+        return x
+    count = positions.shape[0]
+    if prod(source.shape) < count:
+        return NotImplemented  # torch's own error
+    updates = source.view(-1)[:count]
+    return ops.TensorScatterUpdate()(x.view(-1), positions.view(-1, 1), updates).view(x.shape)
+
+
+@lowering("aten::index_add", dtypes=NUMBERS, mixed=True)
+def index_add(x: ms.Tensor, dim: int, index: ms.Tensor, source: ms.Tensor, alpha: float) -> Any:
+    """Over the first dimension, as MoE layers add up what experts return; others run on the host."""
+    if len(x.shape) < 2 or dim % len(x.shape) or len(index.shape) != 1 or source.dtype != x.dtype:
+        return NotImplemented
+    if source.shape != (index.shape[0], *x.shape[1:]) or not _inside(index, x.shape[0]):
+        return NotImplemented
+    source = source if alpha == 1 else ag.mul(source, alpha)
+    return ops.TensorScatterAdd()(x, index.view(-1, 1), source)

@@ -102,6 +102,11 @@ def power(x: ms.Tensor, exponent: float) -> ms.Tensor:
     return ag.sqrt(x) if exponent == 0.5 else ag.pow(x, exponent)
 
 
+@lowering("aten::pow.Scalar", dtypes=FLOATS, key_arg=1)
+def power_of_number(base: float, exponent: ms.Tensor) -> ms.Tensor:
+    return ag.pow(base, exponent)
+
+
 @lowering("aten::clamp", dtypes=NUMBERS, promotes=True)
 def clamp(x: ms.Tensor, low: float | None, high: float | None) -> Any:
     # A NaN bound makes everything NaN in torch; MindSpore's maximum ignores it.

@@ -19,8 +19,9 @@ auto& registrations() {
 
 // Composites that look at the device to choose an implementation, and know none for npu.
 bool chooses_by_device(const c10::OperatorName& name) {
-  static const std::unordered_set<std::string> names = {"aten::convolution", "aten::convolution_backward"};
-  return names.count(name.name) && name.overload_name.empty();
+  static const std::unordered_set<std::string> names = {"aten::convolution", "aten::convolution_backward",
+                                                        "aten::mode.values"};
+  return names.count(c10::toString(name));
 }
 
 bool has_composite(const c10::OperatorHandle& op) {

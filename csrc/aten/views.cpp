@@ -12,6 +12,7 @@
 #include <ATen/ops/view_as_complex_native.h>
 #include <ATen/ops/view_as_real_native.h>
 #include <ATen/ops/view_native.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <torch/library.h>
 
@@ -112,6 +113,13 @@ bool has_compatible_shallow_copy_type(const at::Tensor& self, const at::Tensor& 
   return self.unsafeGetTensorImpl()->has_compatible_shallow_copy_type(from.key_set());
 }
 
+// Zeros without memory, which autograd hands out: npu's are zeros in memory, which every kernel can read.
+at::Tensor efficient_zero_tensor(at::IntArrayRef size, std::optional<at::ScalarType> dtype,
+                                 std::optional<at::Layout> layout, std::optional<at::Device> device,
+                                 std::optional<bool> pin_memory) {
+  return at::zeros(size, dtype, layout, device, pin_memory);
+}
+
 void record_stream(at::Tensor&, at::Stream) {}  // streams run in order on the CPU target
 
 }  // namespace
@@ -133,6 +141,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("view_as_real", TORCH_FN(at::native::view_as_real));
   m.impl("view_as_complex", TORCH_FN(at::native::view_as_complex));
   m.impl("_has_compatible_shallow_copy_type", TORCH_FN(has_compatible_shallow_copy_type));
+  m.impl("_efficientzerotensor", TORCH_FN(efficient_zero_tensor));
   m.impl("record_stream", TORCH_FN(record_stream));
   // torch's composite copy_ knows its own devices only.
   m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&host_route>());

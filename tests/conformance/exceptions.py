@@ -37,6 +37,23 @@ EXCEPTIONS: tuple[Known, ...] = (
         error=r"^NotImplementedError: .*[Ss]parse",
         reason="device npu has strided tensors only, as Ascend has; the error says to use dense ones",
     ),
+    Known(
+        op=r"tensor_split",
+        error=r"tensor_split expected tensor_indices_or_sections to be on cpu",
+        reason="torch wants this argument on the CPU whatever the device is; the runner moves all arguments",
+    ),
+    Known(
+        op=r"nn\.functional\.linear_cross_entropy.*",
+        error=r"^AssertionError: result \d+: (Tensor-likes|Scalars) are not close",
+        reason="torch chooses the accumulation dtype by device type (_resolve_auto_acc_dtype): float32 on CPU",
+        dtypes=("bfloat16",),
+    ),
+    Known(
+        op=r"nn\.functional\.scaled_dot_product_attention",
+        error=r"Mismatched elements: [1-5] / 384 .* difference: 1\.[0-9]+e-05",
+        reason="CPU takes its flash kernel, npu the composite, which CPU misses by as much when told to take it",
+        dtypes=("float32",),
+    ),
 )
 
 

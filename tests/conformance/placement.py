@@ -45,7 +45,8 @@ class Placement:
     def _leaf(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self.tensor(value)
-        if isinstance(value, torch.device) or value == "cpu":
+        # The database offers device "cuda" where there is one, and the bridge makes it so, for CPU's run, too.
+        if isinstance(value, torch.device) or value in ("cpu", "cuda"):
             return torch.device(self.device)
         return value
 
