@@ -15,21 +15,27 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "MINDSPEED_MS_COVERAGE"
+CLAIMED = "MINDSPEED_MS_COVERAGE_CLAIMED"
+"""Set for child processes: the rank whose report an ancestor writes already."""
 OURS = ("mindspore", "csrc")
 
 
 def write_at_exit() -> None:
     """If MINDSPEED_MS_COVERAGE names a file, write the counters there when the process ends.
 
-    Rank 0 writes the file itself, rank N writes ``<stem>.rank<N><suffix>`` beside it. The processes that a run
-    starts (DataLoader workers, checkpoint writers, torchrun itself) inherit the variable: one that counted
-    nothing leaves a report alone that was written since it started.
+    Rank 0 writes the file itself, rank N writes ``<stem>.rank<N><suffix>`` beside it. Processes that a rank
+    starts (DataLoader workers, checkpoint writers) inherit the variable but do not write; torchrun, which has
+    the bridge on with MINDSPEED_MS_AUTOLOAD and counts nothing, leaves rank 0's report alone.
     """
     name = os.environ.get(VARIABLE)
     if not name:
         return
     path = Path(name)
-    rank = int(os.environ.get("RANK", "0"))
+    claim = os.environ.get("RANK", "none")
+    if os.environ.get(CLAIMED) == claim:
+        return
+    os.environ[CLAIMED] = claim
+    rank = 0 if claim == "none" else int(claim)
     if rank:
         path = path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
 
