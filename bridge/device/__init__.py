@@ -10,7 +10,7 @@ import os
 
 import torch
 from mindspeed_ms import _runtime
-from mindspeed_ms.device import dlpack, mindspore, npu
+from mindspeed_ms.device import dlpack, mindspore, npu, sharing
 
 __all__ = ["enable", "from_mindspore", "to_mindspore"]
 
@@ -41,6 +41,7 @@ def enable() -> None:
     torch._register_device_module("npu", npu)
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
     dlpack.install()
+    sharing.install()
     # Backward of npu tensors on the thread that calls it, as for CPU tensors: no hand-over per graph task,
     # and the OpenMP team of the caller is used. Other threads keep torch's default (they take turns at
     # MindSpore).

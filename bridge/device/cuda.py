@@ -108,6 +108,7 @@ def _redirect_functions() -> None:
     nvtx.range_pop = _nvtx_pop
     nvtx.range_end = lambda _range_id: None
     nvtx.mark = lambda _msg: None
+    torch.autograd.profiler.emit_nvtx = _EmitNvtx
 
 
 def _no_cuda_graph(*_: Any, **__: Any) -> None:
@@ -132,6 +133,13 @@ def _cudart() -> type[_CudaRuntime]:
 
 def _check_error(res: int) -> None:
     """Of the calls above none can fail."""
+
+
+class _EmitNvtx(contextlib.nullcontext):
+    """``torch.autograd.profiler.emit_nvtx``: its ranges are for nsys, which sees nothing of this device."""
+
+    def __init__(self, enabled: bool = True, record_shapes: bool = False) -> None:
+        super().__init__()
 
 
 _nvtx_ranges: list[contextlib.AbstractContextManager] = []

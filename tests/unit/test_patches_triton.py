@@ -79,3 +79,5 @@ def test_readings_of_the_straggler_detector():
 def test_calls_of_a_profiled_run():
     for call in (torch.cuda.cudart().cudaProfilerStart, torch.cuda.cudart().cudaProfilerStop):
         torch.cuda.check_error(call())
+    with torch.autograd.profiler.emit_nvtx(record_shapes=True):
+        torch.ones(2, device="cuda").add(1)
