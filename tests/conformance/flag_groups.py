@@ -21,7 +21,8 @@ class Group:
 
     `flags` follow BASE, of which the flags in `without` are left out; braces are places: {tmp}, a writable
     folder, and files that :mod:`.flag_runs` makes. `refused`: words of the error that arguments must end
-    with; `fails`: of the error that training must end with, when the arguments pass.
+    with; `fails`: of the error that training must end with, when the arguments pass. `after`: a group that
+    runs before in the same {tmp}.
     """
 
     ranks: int
@@ -30,6 +31,7 @@ class Group:
     fails: str = ""
     script: str = "pretrain_gpt.py"
     without: tuple[str, ...] = ()
+    after: str = ""
     environment: tuple[tuple[str, str], ...] = ()
 
 
@@ -70,12 +72,17 @@ GROUPS: dict[str, Group] = {
         --no-scatter-gather-tensors-in-pipeline --use-cpu-initialization""",
         environment=(("NCCL_ALGO", "Ring"),),
     ),
-    "activations": Group(1, "--squared-relu --apply-layernorm-1p --qk-l2-norm --bf16 --grad-reduce-in-bf16"),
+    "activations": Group(
+        1,
+        """--squared-relu --no-bias-gelu-fusion --apply-layernorm-1p --qk-l2-norm --bf16
+        --grad-reduce-in-bf16""",
+    ),
     "gpt_oss": Group(
         1,
         """--quick-geglu --glu-linear-offset 1.0 --activation-func-clamp-value 7.0 --softmax-type learnable
-        --window-size 16,0 --window-attn-skip-freq 2 --no-bias-swiglu-fusion --bf16 --no-rope-fusion
-        --position-embedding-type rope --enable-experimental""",
+        --window-size 16,0 --window-attn-skip-freq 2 --no-bias-swiglu-fusion
+        --no-bias-gelu-fusion --bf16 --no-rope-fusion
+        --position-embedding-type rope --enable-experimental --transformer-impl local""",
     ),
     "recompute": Group(
         1, "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1 --bf16"
@@ -83,7 +90,7 @@ GROUPS: dict[str, Group] = {
     "recompute_modules": Group(
         1,
         """--recompute-granularity selective --recompute-modules core_attn layernorm --bf16
-        --moe-layer-recompute --num-experts 2""",
+        --moe-layer-recompute --num-experts 2 --no-bias-gelu-fusion""",
     ),
     "logging": Group(
         1,
@@ -117,16 +124,31 @@ GROUPS: dict[str, Group] = {
     "fill_in_the_middle": Group(1, "--fim-data --fim-rate 0.5 --fim-spm-rate 0.5", refused="FIM"),
     "checkpoint": Group(
         1,
-        """--save {tmp}/save --load {tmp}/load --save-interval 1 --save-retain-interval 2 --async-save
+        """--save {tmp}/save --save-interval 1 --save-retain-interval 2 --async-save
         --use-persistent-ckpt-worker --ckpt-format torch_dist --ckpt-fully-parallel-save
-        --ckpt-fully-parallel-load --dist-ckpt-optim-fully-reshardable --dist-ckpt-strictness log_all
-        --ckpt-assume-constant-structure --auto-detect-ckpt-format --use-distributed-optimizer
-        --no-load-optim --no-load-rng --finetune --pretrained-checkpoint {tmp}/none""",
+        --ckpt-assume-constant-structure --use-distributed-optimizer --dist-ckpt-optim-fully-reshardable""",
+    ),
+    "resume": Group(
+        1,
+        """--load {tmp}/save --ckpt-fully-parallel-load --dist-ckpt-strictness log_all
+        --auto-detect-ckpt-format --use-distributed-optimizer --dist-ckpt-optim-fully-reshardable
+        --no-load-optim --no-load-rng --finetune""",
+        after="checkpoint",
+    ),
+    "pretrained": Group(
+        1,
+        "--pretrained-checkpoint {tmp}/save --save {tmp}/tuned --load {tmp}/tuned --save-interval 2",
+        after="checkpoint",
     ),
     "checkpoint_torch": Group(
         1,
-        """--save {tmp}/save --save-interval 1 --ckpt-format torch --no-ckpt-fully-parallel-save
-        --use-checkpoint-args --no-use-tokenizer-model-from-checkpoint-args""",
+        """--save {tmp}/save --save-interval 1 --ckpt-format torch --no-ckpt-fully-parallel-save""",
+    ),
+    "arguments_of_checkpoint": Group(
+        1,
+        """--load {tmp}/save --ckpt-format torch --use-checkpoint-args --train-iters 4
+        --no-use-tokenizer-model-from-checkpoint-args""",
+        after="checkpoint_torch",
     ),
     "exit_on_missing": Group(1, "--load {tmp}/none --exit-on-missing-checkpoint", fails="checkpoint"),
     "rerun": Group(
@@ -156,7 +178,8 @@ GROUPS: dict[str, Group] = {
     "moe_topk1": Group(
         1,
         MOE.replace("--moe-router-topk 2", "--moe-router-topk 1").replace("--swiglu", "--squared-relu")
-        + "--moe-apply-probs-on-input --use-fused-weighted-squared-relu --moe-token-drop-policy probs",
+        + """--moe-router-pre-softmax --moe-apply-probs-on-input --use-fused-weighted-squared-relu
+        --moe-token-drop-policy probs""",
     ),
     "overlap": Group(
         2,
@@ -260,7 +283,7 @@ GROUPS: dict[str, Group] = {
         1,
         """--optimizer muon --muon-momentum 0.9 --muon-extra-scale-factor 0.2 --muon-scale-mode spectral
         --ckpt-format torch --bf16""",
-        fails="emerging_optimizers",
+        fails="Emerging Optimizers",
     ),
     "old_recompute": Group(1, "--checkpoint-activations", refused="checkpoint-activations"),
     "hierarchical_context": Group(
@@ -283,14 +306,14 @@ GROUPS: dict[str, Group] = {
     "real_data": Group(
         1,
         """--data-path {data} --tokenizer-type GPT2BPETokenizer --vocab-file {vocab} --merge-file {merges}
-        --vocab-extra-ids 2""",
+        --legacy-tokenizer --vocab-extra-ids 2""",
         without=("mock-data",),
     ),
     "data_per_split": Group(1, "--per-split-data-args-path {splits}", without=("mock-data", "split")),
     "tiktoken": Group(
         1,
         """--tokenizer-type TikTokenizer --tokenizer-model {tiktoken} --tiktoken-pattern v2
-        --padded-vocab-size 1152""",
+        --vocab-size 1256 --padded-vocab-size 1280""",
     ),
     "wandb": Group(
         1,
@@ -304,24 +327,33 @@ GROUPS: dict[str, Group] = {
         --mamba-head-dim 16 --mamba-num-groups 2 --mamba-num-heads 8 --bf16
         --spec megatron.core.models.mamba.mamba_layer_specs mamba_stack_spec""",
         script="pretrain_mamba.py",
-        fails="mamba",
+        fails="MambaSSM",
     ),
     "mamba_ratios": Group(
         1,
         """--is-hybrid-model --hybrid-attention-ratio 0.25 --hybrid-mlp-ratio 0.25 --num-layers 4
         --spec megatron.core.models.mamba.mamba_layer_specs mamba_stack_spec""",
         script="pretrain_mamba.py",
-        fails="mamba",
+        fails="MambaSSM",
     ),
-    "bert": Group(1, "--bert-no-binary-head", script="pretrain_bert.py"),
+    "bert": Group(
+        1,
+        """--bert-no-binary-head --data-path {data} --tokenizer-type BertWordPieceLowerCase
+        --vocab-file {words} --legacy-tokenizer --position-embedding-type learned_absolute""",
+        script="pretrain_bert.py",
+        without=("mock-data",),
+    ),
     "t5": Group(
         1,
         """--encoder-num-layers 2 --decoder-num-layers 2 --encoder-seq-length 32 --decoder-seq-length 16
-        --max-position-embeddings 32 --vocab-extra-ids 4 --kv-channels 16 --ffn-hidden-size 128""",
+        --max-position-embeddings 32 --vocab-extra-ids 100 --kv-channels 16 --ffn-hidden-size 128
+        --data-path {data} --tokenizer-type BertWordPieceCase --vocab-file {words} --legacy-tokenizer""",
         script="pretrain_t5.py",
-        without=("num-layers", "seq-length", "max-position-embeddings"),
+        without=("num-layers", "seq-length", "max-position-embeddings", "mock-data"),
     ),
-    "vision": Group(1, "--img-h 32 --img-w 32 --patch-dim 16", script="pretrain_vision_classify.py"),
+    "vision": Group(
+        1, "--img-h 32 --img-w 32 --patch-dim 16", fails="torchvision", script="pretrain_vision_classify.py"
+    ),
 }
 
 

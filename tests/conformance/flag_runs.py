@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conformance.flag_groups import Group, words
+from tests.conformance.flag_groups import GROUPS, Group, words
 
 SECONDS = 800
 WRITE_DATA = """
@@ -17,7 +17,7 @@ import numpy
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 builder = IndexedDatasetBuilder(sys.argv[1] + ".bin", dtype=numpy.uint16)
 for document in range(64):
-    builder.add_document(numpy.arange(document, document + 60) % 100, [60])
+    builder.add_document(numpy.arange(document, document + 60) % 100, [20, 20, 20])
 builder.finalize(sys.argv[1] + ".idx")
 """
 
@@ -25,11 +25,14 @@ builder.finalize(sys.argv[1] + ".idx")
 def places(folder: Path) -> dict[str, Path]:
     """Files that command lines name: an indexed dataset, tokenizers, the list of data files of each split."""
     data, vocab, merges = folder / "data", folder / "vocab.json", folder / "merges.txt"
+    wordpieces = folder / "words.txt"
     tiktoken, splits = folder / "tiktoken.json", folder / "splits.json"
     subprocess.run([sys.executable, "-c", WRITE_DATA, str(data)], check=True, timeout=300)
     letters = [chr(code) for code in range(33, 127)]
     vocab.write_text(json.dumps({word: i for i, word in enumerate([*letters, "<|endoftext|>"])}))
     merges.write_text("#version: 0.2\na b\n")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    wordpieces.write_text("\n".join([*special, *(f"word{i}" for i in range(120))]) + "\n")
     tokens = [{"rank": i, "token_bytes": bytes([i]).hex(), "token_str": chr(i)} for i in range(256)]
     tiktoken.write_text(json.dumps(tokens))
     splits.write_text(json.dumps({split: [str(data)] for split in ("train", "valid", "test")}))
@@ -38,13 +41,22 @@ def places(folder: Path) -> dict[str, Path]:
         "data": data,
         "vocab": vocab,
         "merges": merges,
+        "words": wordpieces,
         "tiktoken": tiktoken,
         "splits": splits,
     }
 
 
 def run(checkout: Path, group: Group, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The finished run of one group; its files are in `folder`."""
+    """The finished run of one group, and before it that of the group it comes after; files are in `folder`.
+
+    Raises:
+        RuntimeError: the run before failed.
+    """
+    if group.after:
+        before = run(checkout, GROUPS[group.after], folder)
+        if before.returncode:
+            raise RuntimeError(f"{group.after}, which must run before, failed: {before.stderr[-2000:]}")
     command = [sys.executable, "-W", "ignore"]
     if group.ranks > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={group.ranks}"]

@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.conformance.flag_groups import GROUPS, Group, words
 
-PLACES = ("tmp", "data", "vocab", "merges", "tiktoken", "splits")
+PLACES = ("tmp", "data", "vocab", "merges", "words", "tiktoken", "splits")
 
 
 def validated(group: Group, folder: str) -> dict[str, Any]:

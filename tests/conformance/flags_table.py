@@ -37,7 +37,7 @@ def _groups_of() -> dict[str, list[str]]:
     """Flag -> names of the groups that run it."""
     found: dict[str, list[str]] = {}
     for name, group in GROUPS.items():
-        for word in words(group, tmp="", data="", vocab="", merges="", tiktoken="", splits=""):
+        for word in words(group, tmp="", data="", vocab="", merges="", words="", tiktoken="", splits=""):
             if word.startswith("--"):
                 found.setdefault(word[2:], []).append(name)
     return found

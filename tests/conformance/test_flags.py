@@ -14,7 +14,7 @@ from tests.conformance import flag_runs, flags_table
 from tests.conformance.flag_groups import GROUPS, stock_flags, words
 
 ROOT = Path(__file__).resolve().parents[2]
-PLACES = dict.fromkeys(("tmp", "data", "vocab", "merges", "tiktoken", "splits"), "x")
+PLACES = dict.fromkeys(("tmp", "data", "vocab", "merges", "words", "tiktoken", "splits"), "x")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,6 @@ def test_two_iterations(megatron_lm_path, tmp_path, name):
         assert group.fails in text
         return
     assert done.returncode == 0, text[-4000:]
-    losses = [float(loss) for loss in re.findall(r"loss: (\d+\.\d+E[+-]\d+)", text)]
+    losses = [float(loss) for loss in re.findall(r"lm loss: (\d+\.\d+E[+-]\d+)", text)]
     assert losses
     assert all(0 < loss < 20 for loss in losses)
