@@ -25,6 +25,19 @@ MODEL = shlex.split(
 )
 
 
+# What turns MODEL into a Llama with experts; it meets every operator that a GPT of ours can meet.
+LLAMA = shlex.split(
+    "--swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear --num-experts 4 "
+    "--group-query-attention --num-query-groups 2 --untie-embeddings-and-output-weights "
+    "--moe-router-topk 2 --moe-aux-loss-coeff 1e-2 --moe-token-dispatcher-type alltoall"
+)
+
+
+def without_data() -> list[str]:
+    """Flags of a run on Megatron's made-up data."""
+    return [*MODEL, "--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", "127"]
+
+
 def environment() -> dict[str, str]:
     """One thread a process, so that runs repeat exactly and do not disturb each other."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}

@@ -23,6 +23,7 @@ from recipe_runs import (
     environment,
     losses,
     run,
+    without_data,
 )
 
 # Three iterations more than MODEL has, which change the schedule that the checkpoint holds.
@@ -62,11 +63,6 @@ def on(data: Path, *flags: str) -> list[str]:
     """Flags of a run on `data`."""
     tokenizer = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(data / "tokenizer")]
     return [*MODEL, "--data-path", str(data / "stdlib"), *tokenizer, *flags]
-
-
-def without_data() -> list[str]:
-    """Flags of a run on Megatron's made-up data."""
-    return [*MODEL, "--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", "127"]
 
 
 @pytest.fixture(scope="module")
