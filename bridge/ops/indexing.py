@@ -166,7 +166,7 @@ def nonzero(x: ms.Tensor) -> Any:
 
 
 def _selected(mask: ms.Tensor) -> ms.Tensor | None:
-    """Positions of True in a flattened bool mask; None if there are none, of which MindSpore has no tensor."""
+    """X."""
     positions = mint.nonzero(mask.view(-1)).view(-1) if bool(_any(mask)) else None
     return None if positions is None else cast(positions, torch.int64)
 

@@ -45,7 +45,7 @@ class Placement:
     def _leaf(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self.tensor(value)
-        # The database offers device "cuda" where there is one, and the bridge makes it so, for CPU's run, too.
+        # The database offers device cuda where there is one: the bridge makes it so, for the CPU run, too.
         if isinstance(value, torch.device) or value in ("cpu", "cuda"):
             return torch.device(self.device)
         return value

@@ -44,13 +44,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**json.loads(file.read_text()), "status": done.returncode}
 
 
-@pytest.mark.slow
 def test_every_failure_is_a_known_one(report: dict[str, Any]) -> None:
     assert report["problems"] == []
     assert report["status"] == 0
 
 
-@pytest.mark.slow
 def test_every_operator_was_checked(report: dict[str, Any]) -> None:
     passed = {row["op"] for row in report["rows"] if row["passed"]}
     assert passed == {row["op"] for row in report["rows"]}
@@ -63,7 +61,6 @@ def task(op: str, variants: tuple[str, ...] = ("forward",)) -> dict[str, Any]:
     return {"op": op, "dtype": "float32", "variants": list(variants), "samples": 1, "route": "auto"}
 
 
-@pytest.mark.slow
 def test_lost_worker_is_a_result() -> None:
     rows = list(pool.run([task("no_such_operator"), task("neg", ("forward", "inplace"))], 1, 120))
     assert [(row["op"], row["result"]) for row in rows] == [
@@ -73,7 +70,6 @@ def test_lost_worker_is_a_result() -> None:
     ]
 
 
-@pytest.mark.slow
 def test_silent_worker_is_a_result() -> None:
     (row,) = pool.run([task("neg")], 1, 1e-6)
     assert (row["result"], row["failed"]) == ("timeout", 1)

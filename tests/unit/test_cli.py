@@ -67,13 +67,13 @@ def test_patches_of_a_folder_that_is_no_checkout(tmp_path):
 TRAINS_WITH_A_HELPER = """
 import subprocess, sys
 import mindspeed_ms.patch, torch
-helper = subprocess.Popen([sys.executable, "-c", "import mindspeed_ms.patch, sys; sys.stdin.read()"], stdin=-1)
+helper = subprocess.Popen([sys.executable, "-c", "import mindspeed_ms.patch; input()"], stdin=-1)
 torch.ones(8, device="npu") * 2
 """
 
 
 def test_a_process_that_outlives_the_run_keeps_its_report(tmp_path):
-    """Checkpoint writers and workers inherit the variable and end last: the report was overwritten by none."""
+    """Checkpoint writers and workers inherit the variable, count nothing and end last."""
     path = tmp_path / "coverage.json"
     path.write_text("left by an earlier run")
     done = launch(sys.executable, "-c", TRAINS_WITH_A_HELPER, MINDSPEED_MS_COVERAGE=str(path))
