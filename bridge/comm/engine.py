@@ -150,7 +150,7 @@ def connect(
 
     def check() -> None:
         for g, m in zip(global_ranks, members, strict=True):
-            if native.process_start_time(m.pid) != m.start_time:
+            if not m.alive():
                 raise PeerLostError(
                     f"rank {g} (pid {m.pid}) died before group '{group}' was connected (seen by rank "
                     f"{global_ranks[rank]})"

@@ -121,7 +121,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         self._closed: str | None = None
         self._engine_lock = threading.Lock()
         self._local = threading.local()
-        roster.publish(self._store, rank)
+        roster.join(self._store, rank)
         flight.register(self)
 
     # ---- identity --------------------
@@ -211,6 +211,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
             self._closed = reason
             if self._engine is not None:
                 self._engine.close(reason)
+        roster.leave(self._store)
         flight.unregister(self)
 
     def abort(self) -> None:

@@ -18,8 +18,11 @@ def make_engine(
     group: str,
     timeout: timedelta,
 ) -> Engine:
-    """Connects this rank to its group. Raises CollectiveTimeoutError when a member does not come."""
-    members = roster.members(store, size, timeout, group)
+    """Connects this rank to its group.
+
+    Raises PeerLostError or CollectiveTimeoutError when a member does not come.
+    """
+    members = roster.members(store, global_ranks, timeout, group)
     if len({m.host for m in members}) == 1:
         return connect(store, rank, members, global_ranks, group, timeout)
     from mindspeed_ms.comm.hierarchy import HierarchicalEngine

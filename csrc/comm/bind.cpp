@@ -76,6 +76,10 @@ void bind_comm(py::module_& m) {
   m.def("process_start_time", &ProcessWatch::start_time_of, py::arg("pid"),
         "Start time of a process in clock ticks since boot; 0 when there is none.");
   m.def(
+      "process_alive", [](int pid, uint64_t start_time) { return ProcessWatch(pid, start_time).alive(); },
+      py::arg("pid"), py::arg("start_time"),
+      "Whether the process with this start time runs: neither gone, nor a zombie, nor another of its number.");
+  m.def(
       "reduce_supported",
       [](int t, int op) { return reduce_supported(static_cast<DType>(t), static_cast<RedOp>(op)); },
       py::arg("dtype"), py::arg("op"));

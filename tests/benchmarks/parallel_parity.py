@@ -74,6 +74,7 @@ def measure(options: argparse.Namespace, report: Report, folder: Path) -> None:
             report.row(strategy=name, ranks=strategy.ranks)
             report.mark(f"{name}: trains", False, "failed, see above")
             continue
+        print(f"  {found[-1]:.7f}, one rank {expected[-1]:.7f}", flush=True)
         differences = [abs(a - b) / b for a, b in zip(found, expected, strict=True)]
         report.row(
             strategy=name,

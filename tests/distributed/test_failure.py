@@ -187,3 +187,31 @@ def test_signals_end_everything(number, tmp_path):
     finally:
         for process in processes:
             process.kill()
+
+
+def absent(rank, world, store):
+    """Rank 1 dies between the default group and the first use of another one; 60 s are its timeout."""
+    ranks.init(rank, world, store, seconds=60)
+    if rank == 1:
+        store.set("victim", str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    group = dist.new_group([0, 1], group_desc="late")
+    start = time.monotonic()
+    with pytest.raises(errors.PeerLostError) as caught:
+        dist.all_reduce(torch.ones(4), group=group)
+    return time.monotonic() - start, str(caught.value), store.get("victim").decode()
+
+
+def test_rank_that_died_before_it_joined_a_group(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINDSPEED_MS_FLIGHT_DIR", str(tmp_path))
+    results = multiprocessing.get_context("spawn").Queue()
+    store = ranks.free_store()
+    processes = ranks.start(absent, 2, store.port, results)
+    rank, error, value = results.get(timeout=100)
+    for process in processes:
+        process.join(30)
+    assert error is None, error
+    assert rank == 0
+    seconds, text, pid = value
+    assert seconds < SECONDS
+    assert text == f"rank 1 (pid {pid}) died before it joined group 'late'"
