@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from mindspeed_ms import launch
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``run``; whatever follows SCRIPT belongs to the script."""
@@ -46,6 +48,7 @@ def execute(options: argparse.Namespace) -> int:
     if options.coverage:
         os.environ["MINDSPEED_MS_COVERAGE"] = os.path.abspath(options.coverage)
     _be_a_group_of_one()
+    launch.set_threads()
 
     # Processes that the script spawns import it again: Megatron's checkpoint writer is one.
     os.environ["MINDSPEED_MS_AUTOLOAD"] = "1"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import wrapt
-from mindspeed_ms.comm import launch
+from mindspeed_ms import launch
 from torch.distributed import distributed_c10d as c10d
 
 BACKEND = "mindspore"

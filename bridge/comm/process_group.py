@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mindspeed_ms import _native
 from mindspeed_ms.comm import flight, roster
-from mindspeed_ms.comm.engine import DTYPES, NO_OP, Call, Engine, Handle
+from mindspeed_ms.comm.engine import NO_OP, Call, Engine, Handle
+from mindspeed_ms.comm.staging import Staging
 from mindspeed_ms.comm.topology import make_engine
 from mindspeed_ms.comm.work import CollectiveWork
 
@@ -33,57 +33,6 @@ def _reduction(opts: Any) -> tuple[int, float]:
         return 0, 1.0
     code = int(getattr(op, "op", op))
     return code, float(op.__getstate__()[1]) if code == _PREMUL_SUM else 1.0
-
-
-class _Staging:
-    """Contiguous stand-ins, in an element type that the engines know, for the tensors of one collective."""
-
-    def __init__(self, reducing: int) -> None:
-        self._reducing = reducing
-        self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def _plain(self, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.detach()
-        if tensor.is_sparse or tensor.is_quantized:
-            raise TypeError(
-                f"backend mindspore moves dense tensors only, got {tensor.layout}, {tensor.dtype}"
-            )
-        if tensor.is_complex():
-            tensor = torch.view_as_real(tensor)
-        if tensor.dtype not in DTYPES:
-            if self._reducing != NO_OP or tensor.element_size() != 1:
-                raise TypeError(f"backend mindspore cannot reduce or send {tensor.dtype}")
-            tensor = tensor.view(torch.uint8)
-        if self._reducing != NO_OP and not _native.comm.reduce_supported(
-            DTYPES[tensor.dtype], self._reducing
-        ):
-            name = dist.ReduceOp.RedOpType(self._reducing).name
-            raise TypeError(f"reduction {name} is not defined for {tensor.dtype}")
-        return tensor
-
-    def read(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._plain(tensor).contiguous()
-
-    def write(self, tensor: torch.Tensor, keep: bool = False) -> torch.Tensor:
-        """``keep``: the collective also reads it."""
-        plain = self._plain(tensor)
-        if plain.is_contiguous():
-            return plain
-        copy = plain.contiguous() if keep else torch.empty_like(plain, memory_format=torch.contiguous_format)
-        self._copies.append((plain, copy))
-        return copy
-
-    def finisher(self) -> Callable[[], None] | None:
-        """What copies the stand-ins back; None when there is nothing to copy."""
-        copies = self._copies
-        if not copies:
-            return None
-
-        def copy_back() -> None:
-            for target, source in copies:
-                target.copy_(source)
-
-        return copy_back
 
 
 class ProcessGroupMindSpore(dist.ProcessGroup):
@@ -247,7 +196,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
             timeout = self._timeout
         return timeout.total_seconds()
 
-    def _start(self, call: Call, opts: Any, result: Any, staging: _Staging) -> CollectiveWork:
+    def _start(self, call: Call, opts: Any, result: Any, staging: Staging) -> CollectiveWork:
         if not -1 <= call.root < self._size:  # torch passes on ranks that do not exist
             where = f"group {self._name} of {self._size} ranks"
             raise ValueError(f"{call.kind}: rank {call.root} is not in {where}")
@@ -301,7 +250,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         if len(tensors) != 1:
             return self.allreduce_coalesced(tensors, opts)
         op, factor = _reduction(opts)
-        staging = _Staging(op)
+        staging = Staging(op)
         buffer = [staging.write(tensors[0], keep=True)]
         return self._start(Call("all_reduce", buffer, buffer, op, factor), opts, list(tensors), staging)
 
@@ -311,7 +260,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
     def reduce(self, tensors: torch.Tensor | Tensors, opts: Any = None) -> CollectiveWork:
         (tensor,) = _listed(tensors)
         op, factor = _reduction(opts)
-        staging = _Staging(op)
+        staging = Staging(op)
         root = getattr(opts, "rootRank", 0)
         buffer = [staging.write(tensor, keep=True) if root == self._rank else staging.read(tensor)]
         return self._start(Call("reduce", buffer, buffer, op, factor, root), opts, [tensor], staging)
@@ -323,7 +272,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         blocks = inputs if isinstance(inputs[0], torch.Tensor) else inputs[0]
         self._check_per_rank(blocks, "reduce_scatter")
         op, factor = _reduction(opts)
-        staging = _Staging(op)
+        staging = Staging(op)
         sends = [staging.read(t) for t in blocks]
         return self._start(
             Call("reduce_scatter", sends, [staging.write(output)], op, factor), opts, [output], staging
@@ -333,7 +282,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         self, output: torch.Tensor, input: torch.Tensor, opts: Any = None
     ) -> CollectiveWork:
         op, factor = _reduction(opts)
-        staging = _Staging(op)
+        staging = Staging(op)
         sends = self._blocks(staging.read(input), "the input of reduce_scatter")
         if sends[0].numel() != output.numel() * (2 if output.is_complex() else 1):
             raise ValueError(
@@ -358,7 +307,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
 
     def broadcast(self, tensors: torch.Tensor | Tensors, opts: Any = None) -> CollectiveWork:
         (tensor,) = _listed(tensors)
-        staging = _Staging(NO_OP)
+        staging = Staging(NO_OP)
         root = opts if isinstance(opts, int) else getattr(opts, "rootRank", 0)
         buffer = [staging.read(tensor) if root == self._rank else staging.write(tensor)]
         return self._start(Call("broadcast", buffer, root=root), opts, [tensor], staging)
@@ -369,7 +318,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         (tensor,) = _listed(inputs)
         targets = outputs if isinstance(outputs[0], torch.Tensor) else outputs[0]
         self._check_per_rank(targets, "all_gather")
-        staging = _Staging(NO_OP)
+        staging = Staging(NO_OP)
         recvs = [staging.write(t) for t in targets]
         return self._start(Call("all_gather", [staging.read(tensor)], recvs), opts, outputs, staging)
 
@@ -388,7 +337,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
                 f"all_gather: input of {input.numel()} elements on {self._size} ranks needs an output of "
                 f"{input.numel() * self._size}, got {output.numel()}"
             )
-        staging = _Staging(NO_OP)
+        staging = Staging(NO_OP)
         recvs = self._blocks(staging.write(output), "the output of all_gather")
         return self._start(Call("all_gather", [staging.read(input)], recvs), opts, [output], staging)
 
@@ -406,7 +355,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         self, outputs: Sequence[Tensors], inputs: torch.Tensor | Tensors, opts: Any = None
     ) -> CollectiveWork:
         (tensor,) = _listed(inputs)
-        staging = _Staging(NO_OP)
+        staging = Staging(NO_OP)
         root = getattr(opts, "rootRank", 0)
         recvs = []
         if root == self._rank:
@@ -418,7 +367,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         self, outputs: torch.Tensor | Tensors, inputs: Sequence[Tensors], opts: Any = None
     ) -> CollectiveWork:
         (tensor,) = _listed(outputs)
-        staging = _Staging(NO_OP)
+        staging = Staging(NO_OP)
         root = getattr(opts, "rootRank", 0)
         sends = []
         if root == self._rank:
@@ -431,7 +380,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
     def alltoall(self, outputs: Tensors, inputs: Tensors, opts: Any = None) -> CollectiveWork:
         self._check_per_rank(outputs, "all_to_all")
         self._check_per_rank(inputs, "all_to_all")
-        staging = _Staging(NO_OP)
+        staging = Staging(NO_OP)
         sends, recvs = [staging.read(t) for t in inputs], [staging.write(t) for t in outputs]
         return self._start(Call("all_to_all", sends, recvs), opts, list(outputs), staging)
 
@@ -443,7 +392,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         input_splits: Sequence[int] = (),
         opts: Any = None,
     ) -> CollectiveWork:
-        staging = _Staging(NO_OP)
+        staging = Staging(NO_OP)
         sends = self._rows(staging.read(input), input_splits, "input")
         recvs = self._rows(staging.write(output), output_splits, "output")
         return self._start(Call("all_to_all", sends, recvs), opts, [output], staging)
@@ -475,12 +424,12 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
 
     def send(self, tensors: Tensors, peer: int, tag: int = 0) -> CollectiveWork:
         (tensor,) = tensors
-        staging = _Staging(NO_OP)
+        staging = Staging(NO_OP)
         return self._start(Call("send", [staging.read(tensor)], root=peer, tag=tag), None, [tensor], staging)
 
     def recv(self, tensors: Tensors, peer: int, tag: int = 0) -> CollectiveWork:
         (tensor,) = tensors
-        staging = _Staging(NO_OP)
+        staging = Staging(NO_OP)
         call = Call("recv", (), [staging.write(tensor)], root=peer, tag=tag)
         return self._start(call, None, [tensor], staging)
 
@@ -488,7 +437,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         return self.recv(tensors, -1, tag)
 
     def barrier(self, opts: Any = None) -> CollectiveWork:
-        return self._start(Call("barrier"), opts, [], _Staging(NO_OP))
+        return self._start(Call("barrier"), opts, [], Staging(NO_OP))
 
     def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
         """A barrier whose timeout names every rank that has not come, whether or not ``wait_all_ranks``."""

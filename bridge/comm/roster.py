@@ -12,8 +12,8 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, partial
 from datetime import timedelta
+from functools import cache, partial
 from pathlib import Path
 
 import torch.distributed as dist

@@ -1,5 +1,8 @@
 """Backend names that scripts use lead to this backend; groups keep the name the script gave."""
 
+import os
+import subprocess
+import sys
 import warnings
 from datetime import timedelta
 
@@ -7,7 +10,8 @@ import pytest
 import ranks
 import torch
 import torch.distributed as dist
-from mindspeed_ms.comm import launch, names
+from mindspeed_ms import launch
+from mindspeed_ms.comm import names
 
 pytestmark = pytest.mark.distributed
 
@@ -89,3 +93,21 @@ def test_threads_are_shared_by_local_ranks(monkeypatch):
     assert launch.set_threads(env) == 4
     assert env["OMP_NUM_THREADS"] == "4"
     assert launch.set_threads({"OMP_NUM_THREADS": "3"}) is None
+
+
+LAUNCHER = """
+import os, subprocess, sys
+os.environ |= {"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "1"}
+rank = "from mindspeed_ms import launch; print(launch.set_threads())"
+sys.exit(subprocess.run([sys.executable, "-c", rank]).returncode)
+"""
+
+
+@pytest.mark.parametrize("chosen", [None, "1"])
+def test_the_number_that_torchrun_sets_is_not_the_users(chosen):
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    if chosen:
+        env["OMP_NUM_THREADS"] = chosen
+    done = subprocess.run([sys.executable, "-c", LAUNCHER], env=env, capture_output=True, text=True)
+    expected = "None" if chosen else str(len(os.sched_getaffinity(0)))
+    assert done.stdout.strip() == expected, done.stderr

@@ -50,5 +50,6 @@ def cuda_script(rank, world, store):
     dist.destroy_process_group()
 
 
-def test_cuda_script_unchanged():
-    ranks.run(cuda_script, 2, env={"LOCAL_WORLD_SIZE": "2"})
+@pytest.mark.parametrize("memory", ["host", "opaque"])
+def test_cuda_script_unchanged(memory):
+    ranks.run(cuda_script, 2, env={"LOCAL_WORLD_SIZE": "2", "MINDSPEED_MS_MEMORY": memory})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
+from pathlib import Path
 
 STORE_PORT_OFFSET = 1
 """msrun's scheduler listens on MS_SCHED_PORT itself; torch's store takes the next port."""
@@ -55,11 +56,21 @@ def set_threads(env: MutableMapping[str, str] = os.environ) -> int | None:
     """Sets OMP_NUM_THREADS to :func:`threads_per_rank` unless the user chose a value; call it before torch
     loads.
 
-    torchrun itself sets OMP_NUM_THREADS=1 when nothing is set, and says so: that cannot be told from a user's
-    choice, so it stays. Returns the number set, or None.
+    The 1 that torchrun sets where nothing is set is not the user's choice. Returns the number set, or None.
     """
-    if "OMP_NUM_THREADS" in env:
+    if "OMP_NUM_THREADS" in env and not _set_by_torchrun(env):
         return None
     chosen = threads_per_rank(env)
     env["OMP_NUM_THREADS"] = str(chosen)
     return chosen
+
+
+def _set_by_torchrun(env: MutableMapping[str, str]) -> bool:
+    """Whether torchrun put OMP_NUM_THREADS there: the environment that it was started with has none then."""
+    if "TORCHELASTIC_RUN_ID" not in env or env["OMP_NUM_THREADS"] != "1":
+        return False
+    try:
+        initial = Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:  # another user's, or a launcher that has ended
+        return False
+    return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in initial.split(b"\0"))
