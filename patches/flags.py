@@ -192,13 +192,6 @@ ROWS: tuple[Row, ...] = (
         becomes={"moe_router_fusion": False},
     ),
     Row(
-        "moe-permute-fusion",
-        "moe_permute_fusion",
-        Status.HARMLESS,
-        "the fused permutation is Transformer Engine's CUDA kernel; tokens are permuted unfused",
-        becomes={"moe_permute_fusion": False},
-    ),
-    Row(
         "cross-entropy-fusion-impl",
         "cross_entropy_fusion_impl",
         Status.HARMLESS,

@@ -120,6 +120,14 @@ def _optimizers(module: ModuleType) -> None:
     module.FusedAdam, module.FusedSGD = FusedAdam, FusedSGD
 
 
+def _permutation(module: ModuleType) -> None:
+    from mindspeed_ms.patches.transformer_engine import permutation
+
+    for name in ("moe_permute", "moe_permute_with_probs", "moe_unpermute", "moe_sort_chunks_by_index"):
+        setattr(module, name, getattr(permutation, name))
+    module.moe_sort_chunks_by_index_with_probs = permutation.moe_sort_chunks_by_index_with_probs
+
+
 def _tensor(module: ModuleType) -> None:
     module.QuantizedTensor = QuantizedTensor
 
@@ -137,6 +145,7 @@ MODULES = {
     "transformer_engine.pytorch.float8_tensor": (_float8_tensor, False),
     "transformer_engine.pytorch.fp8": (_fp8, False),
     "transformer_engine.pytorch.optimizers": (_optimizers, False),
+    "transformer_engine.pytorch.permutation": (_permutation, False),
     "transformer_engine.pytorch.tensor": (_tensor, True),
 }
 
