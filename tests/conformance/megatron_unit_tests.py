@@ -89,12 +89,13 @@ def failures_document(all_runs: dict[tuple[str, int], dict[str, FileRun]], tag: 
         "",
         "Written by `python -m tests.conformance.megatron_unit_tests --failures`. Not edited by hand.",
         "",
-        "| ranks | run | " + " | ".join(COLUMNS) + " |",
-        "|---|---|" + "---|" * len(COLUMNS),
+        "| ranks | run | files | " + " | ".join(COLUMNS) + " |",
+        "|---|---|---|" + "---|" * len(COLUMNS),
     ]
     for (flavour, ranks), runs in sorted(all_runs.items(), key=lambda item: (item[0][1], item[0][0])):
         counts = count(runs)
-        lines.append(f"| {ranks} | {flavour} | " + " | ".join(str(counts[c]) for c in COLUMNS) + " |")
+        numbers = [str(counts[c]) for c in COLUMNS]
+        lines.append(f"| {ranks} | {flavour} | {len(runs)} | " + " | ".join(numbers) + " |")
     for (flavour, ranks), runs in all_runs.items():
         if flavour != "bridge":
             continue
@@ -136,11 +137,11 @@ def main() -> int:
         for flavour in options.flavours.split(",")
     ]
     all_runs: dict[tuple[str, int], dict[str, FileRun]] = {(flavour, ranks): {} for _, flavour, ranks in jobs}
-    if options.resume:
+    if options.resume or options.report:
         for job, run in read_results(options.results):
             if job in jobs:
                 all_runs[job[1:]][job[0]] = run
-        jobs = [job for job in jobs if job[0] not in all_runs[job[1:]]]
+        jobs = [] if options.report else [job for job in jobs if job[0] not in all_runs[job[1:]]]
     with contextlib.ExitStack() as stack:
         servers = {key: stack.enter_context(Server(root, *key)) for key in {job[1:] for job in jobs}}
         pool = stack.enter_context(ThreadPoolExecutor(options.workers))
