@@ -123,6 +123,7 @@ def main() -> int:
     parser.add_argument(
         "--resume", action="store_true", help="do not run what --results holds"
     )
+    parser.add_argument("--report", action="store_true", help="run nothing: report what --results holds")
     parser.add_argument("--failures", type=Path, metavar="FILE", help="write the bridge's failures, by cause")
     options = parser.parse_args()
     root = options.megatron_lm_path.resolve()
