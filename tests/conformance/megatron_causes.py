@@ -14,6 +14,10 @@ _DOWNLOAD = r"ConnectionError|NameResolution|Max retries exceeded|huggingface\.c
 NOT_APPLICABLE: tuple[tuple[str, str, str], ...] = (
     ("", _MORE_RANKS, "the test needs more ranks than the run has"),
     ("", _DOWNLOAD, "the test downloads a file"),
+    ("", "fp8 needs Transformer Engine|Float8\\w+Scaling", "the test computes in fp8"),
+    (r"recompute_forward_backward\[True-", "pytorch.distributed", "the test computes in fp8"),
+    ("", "using cudagraphs with RNG|CUDA graphs do not exist", "the test captures a CUDA graph"),
+    ("", "name 'nvtx' is not defined", "the test needs the package nvtx"),
     ("", "MambaSSM is not installed|mamba.ssm", "the test needs mamba-ssm, CUDA kernels"),
     ("", "Emerging Optimizers is not installed", "the test needs the package emerging_optimizers"),
     ("", "AutoTokenizer' is not defined", "the test needs transformers and a download"),

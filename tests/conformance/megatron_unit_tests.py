@@ -82,6 +82,15 @@ def read_results(path: Path) -> Iterator[tuple[tuple[str, str, int], FileRun]]:
         yield job, FileRun(tests, **entry)
 
 
+def in_both(
+    all_runs: dict[tuple[str, int], dict[str, FileRun]], ranks: int
+) -> dict[str, dict[str, FileRun]] | None:
+    """Runs of the files that were run both ways, by flavour; None if there are none."""
+    found = {flavour: all_runs.get((flavour, ranks), {}) for flavour in ("bridge", "plain")}
+    files = set.intersection(*(set(runs) for runs in found.values()))
+    return {name: {f: runs[f] for f in files} for name, runs in found.items()} if files else None
+
+
 def failures_document(all_runs: dict[tuple[str, int], dict[str, FileRun]], tag: str) -> str:
     """Markdown: counts, and for each number of ranks the bridge's failures by cause with their tests."""
     lines = [
@@ -96,6 +105,15 @@ def failures_document(all_runs: dict[tuple[str, int], dict[str, FileRun]], tag: 
         counts = count(runs)
         numbers = [str(counts[c]) for c in COLUMNS]
         lines.append(f"| {ranks} | {flavour} | {len(runs)} | " + " | ".join(numbers) + " |")
+    for ranks in sorted({ranks for _, ranks in all_runs}):
+        both = in_both(all_runs, ranks)
+        if both:
+            ours, plain = (count(both[flavour])["passed"] for flavour in ("bridge", "plain"))
+            lines += [
+                "",
+                f"On the {len(both['plain'])} files run both ways at {ranks} rank(s): {ours} passes",
+            ]
+            lines[-1] += f" through the bridge, {plain} on plain torch."
     for (flavour, ranks), runs in all_runs.items():
         if flavour != "bridge":
             continue
@@ -120,9 +138,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="files at a time (default: 1)")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep what the processes printed")
     parser.add_argument("--results", type=Path, metavar="FILE", help="append outcomes as they come")
-    parser.add_argument(
-        "--resume", action="store_true", help="do not run what --results holds"
-    )
+    parser.add_argument("--resume", action="store_true", help="do not run what --results holds")
     parser.add_argument("--report", action="store_true", help="run nothing: report what --results holds")
     parser.add_argument("--failures", type=Path, metavar="FILE", help="write the bridge's failures, by cause")
     options = parser.parse_args()
@@ -170,10 +186,12 @@ def main() -> int:
             f"\n  {len(tests):4} {reason}" for reason, tests in by_cause(runs, "failed")[:40]
         )
     for ranks in sorted({ranks for _, ranks in all_runs}):
-        if {("bridge", ranks), ("plain", ranks)} <= set(all_runs):
-            ours, plain = (count(all_runs[flavour, ranks])["passed"] for flavour in ("bridge", "plain"))
+        both = in_both(all_runs, ranks)
+        if both:
+            ours, plain = (count(both[flavour])["passed"] for flavour in ("bridge", "plain"))
             ratio = ours / plain if plain else float("inf")
-            report.mark(f"{ranks} ranks: {AIM}x as many passes as plain", ratio >= AIM, f"{ratio:.2f}")
+            what = f"{ranks} ranks: {AIM}x as many passes as plain, {len(both['plain'])} files"
+            report.mark(what, ratio >= AIM, f"{ours} against {plain}, {ratio:.2f}")
     if options.failures:
         options.failures.write_text(failures_document(all_runs, root.name))
     return report.finish()
