@@ -116,6 +116,7 @@ def measure(report: Report, runs: Runs, case: Case) -> None:
     )
     found = run.error or f"{worst:.1e}"
     what = f"{case.name} ({case.spec} spec, {case.way}): losses within {case.limit:g}"
+    print(f"{what}: {found}", flush=True)  # the table comes at the end, which may be half an hour away
     report.mark(what, worst <= case.limit and not run.error, found)
 
 

@@ -31,7 +31,7 @@ MOCK = shlex.split("--mock-data --tokenizer-type NullTokenizer --vocab-size 1023
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LOSS = re.compile(r"iteration +(\d+)/.*\| lm loss: ([-+.\dEe]+|nan) \|")
-_ERROR = re.compile(r"^(\[rank\d+\]: ?)?[\w.]*(Error|Exception|error):? ")
+_ERROR = re.compile(r"^(\[rank\d+\]: ?)?[\w.]*(Error|Exception)\b")
 
 
 @dataclass(frozen=True)

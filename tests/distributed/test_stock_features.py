@@ -1,0 +1,115 @@
+"""Stock scripts of a Megatron-LM checkout, none of their lines edited: starts, data, checkpoints, features.
+
+Each takes half a minute or more:
+``MEGATRON_LM_PATH=DIR pytest -m slow tests/distributed/test_stock_features.py``.
+"""
+
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.distributed.stock_features import FEATURES, Feature  # noqa: E402
+from tests.reference.stock_script import MOCK, MODEL, WAYS, Run, deviation, train  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDS = [f"word{i}" for i in range(400)]
+SHORT = ["--num-layers", "2", "--global-batch-size", "4", "--save-interval", "2"]
+
+
+def script(megatron_lm_path: Path, name: str) -> Path:
+    """A script of the checkout; the test is skipped where the checkout does not have it."""
+    path = (megatron_lm_path / name).resolve()
+    if not path.is_file():
+        pytest.skip(f"this checkout has no {name}")
+    return path
+
+
+def without(flags: list[str], names: tuple[str, ...]) -> list[str]:
+    """``flags`` less those named, with their values."""
+    kept, dropping = [], False
+    for word in flags:
+        dropping = word in names if word.startswith("--") else dropping
+        if not dropping:
+            kept.append(word)
+    return kept
+
+
+def succeeded(run: Run) -> Run:
+    assert not run.error, f"{run.error}\n{run.output[-6000:]}"
+    return run
+
+
+@pytest.fixture(scope="session")
+def corpus(megatron_lm_path, tmp_path_factory) -> dict[str, str]:
+    """A vocabulary and indexed data, made by the checkout's tools/preprocess_data.py: name -> path."""
+    folder = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(1)
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join([*SPECIAL, *WORDS]) + "\n")
+    with (folder / "text.jsonl").open("w") as text:
+        for _ in range(150):
+            sentences = [" ".join(draw.choices(WORDS, k=12)) for _ in range(8)]
+            text.write(json.dumps({"sentences": sentences}) + "\n")
+    flags = ["--input", str(folder / "text.jsonl"), "--json-keys", "sentences", "--workers", "1"]
+    flags += ["--output-prefix", str(folder / "data"), "--tokenizer-type", "BertWordPieceLowerCase"]
+    flags += ["--vocab-file", str(vocabulary)]
+    if (megatron_lm_path / "megatron/core/tokenizers").is_dir():  # there it needs a package, transformers
+        flags.append("--legacy-tokenizer")
+    tool = script(megatron_lm_path, "tools/preprocess_data.py")
+    succeeded(train(tool, flags, folder, way="run"))
+    return {"vocab": str(vocabulary), "sentences": str(folder / "data_sentences_document")}
+
+
+START = [*MODEL, *MOCK, *SHORT, "--train-iters", "3"]
+
+
+@pytest.fixture(scope="module")
+def started(megatron_lm_path, tmp_path_factory) -> Run:
+    """The run by ``mindspeed-ms run``."""
+    folder = tmp_path_factory.mktemp("run")
+    return succeeded(train(script(megatron_lm_path, "pretrain_gpt.py"), START, folder, way="run"))
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "run"])
+def test_every_start_trains_the_same(way, started, megatron_lm_path, tmp_path):
+    run = succeeded(train(script(megatron_lm_path, "pretrain_gpt.py"), START, tmp_path, way=way))
+    assert len(run.losses) == 3
+    assert run.losses == started.losses
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_feature(name, megatron_lm_path, corpus, tmp_path):
+    feature: Feature = FEATURES[name]
+    path = script(megatron_lm_path, feature.script)
+    model = without([*MODEL, *SHORT], feature.without)
+    model += [*(MOCK if feature.mock else []), "--train-iters", "3"]
+    places = corpus | {"folder": str(tmp_path)}
+    for flags in filter(None, (feature.after, feature.flags or "--no-save-optim")):
+        words = [word.format(**places) for word in flags.split()]
+        run = train(path, [*model, *words], tmp_path, ranks=feature.ranks, timeout=400)
+        succeeded(run)
+    assert len(run.losses) == feature.iterations
+    for pattern in feature.says:
+        assert re.search(pattern, run.output), pattern
+    for pattern in feature.leaves:
+        assert any(tmp_path.glob(pattern)), pattern
+
+
+def test_resumes_on_the_same_curve(megatron_lm_path, tmp_path):
+    gpt = script(megatron_lm_path, "pretrain_gpt.py")
+    model = [*MODEL, *MOCK, *SHORT, "--use-distributed-optimizer", "--async-save", "--train-iters", "5"]
+    save = ["--save", str(tmp_path / "ckpt")]
+    whole = succeeded(train(gpt, [*model, *save], tmp_path, ranks=2))
+    load = ["--load", str(tmp_path / "ckpt"), "--ckpt-step", "2"]
+    resumed = succeeded(train(gpt, [*model, *load], tmp_path, ranks=2))
+    assert sorted(resumed.losses) == [3, 4, 5]
+    # the second line of a run is a mean of two losses (stock_script.losses)
+    assert deviation(resumed.losses, {i: whole.losses[i] for i in (3, 5)}) <= 1e-6
