@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, native, pointer
+from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
 from torch.autograd.function import once_differentiable
 
 _ROOT_TWO_OVER_PI = math.sqrt(2.0 / math.pi)
@@ -115,7 +115,9 @@ class _BiasActivation(torch.autograd.Function):
         bias = None if bias is None else bias.contiguous()
         y = torch.empty_like(x)
         cols = x.shape[-1] if x.dim() else 1
-        native().activation_forward(
+        launch(
+            "activation_forward",
+            x,
             code,
             pointer(x),
             pointer(bias),
@@ -137,7 +139,9 @@ class _BiasActivation(torch.autograd.Function):
         dx = torch.empty_like(x)
         cols = x.shape[-1] if x.dim() else 1
         dbias = torch.empty(cols, dtype=torch.float32, device=x.device) if ctx.needs_input_grad[1] else None
-        native().activation_backward(
+        launch(
+            "activation_backward",
+            x,
             ctx.code,
             pointer(dy),
             pointer(x),
@@ -160,7 +164,9 @@ class _BiasGlu(torch.autograd.Function):
         wide = None if weights is None else weights.float().contiguous()
         half = x.shape[-1] // 2
         y = x.new_empty(*x.shape[:-1], half)
-        native().glu_forward(
+        launch(
+            "glu_forward",
+            x,
             code,
             pointer(x),
             pointer(bias),
@@ -188,7 +194,9 @@ class _BiasGlu(torch.autograd.Function):
         wide = {"dtype": torch.float32, "device": x.device}
         dbias = torch.empty(x.shape[-1], **wide) if ctx.needs_input_grad[1] else None
         dweights = torch.zeros(_rows(x), **wide) if ctx.needs_input_grad[2] else None
-        native().glu_backward(
+        launch(
+            "glu_backward",
+            x,
             code,
             pointer(dy),
             pointer(x),

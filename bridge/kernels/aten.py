@@ -230,7 +230,7 @@ def _softmax_backward_call(logarithm: bool, grad: Tensor, y: Tensor) -> Tensor:
     cols = y.shape[-1]
     rows = y.numel() // cols if cols else 0
     native().softmax_backward(
-        logarithm, pointer(grad), pointer(y), pointer(dx), rows, cols, 1.0, dtype_code(y)
+        logarithm, pointer(grad), pointer(y), 0, pointer(dx), rows, cols, 1, 1, 0, 0, 0, 1.0, dtype_code(y)
     )
     return dx
 

@@ -298,7 +298,9 @@ def _composite(query, key, value, mask, plan):
             probs = probs * keep.to(probs.device, wide)
         outs.append((probs @ v[i, :, k0 : k0 + sk].to(wide)).to(query.dtype))
         sums.append(lse)
-    if len(outs) == q.shape[0]:  # one sequence per batch entry
+    if not outs:  # an empty batch
+        out, lse = q[..., :1].expand(-1, -1, -1, v.shape[-1]), q[..., 0]
+    elif len(outs) == q.shape[0]:  # one sequence per batch entry
         out, lse = torch.stack(outs), torch.stack(sums)
     else:
         rest = q.shape[2] - sum(o.shape[1] for o in outs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
+from typing import Any
 
 import torch
 from mindspeed_ms import _runtime
@@ -60,6 +61,12 @@ def counted(name: str, tensor: torch.Tensor) -> AbstractContextManager:
     if tensor.device.type != "npu":
         return nullcontext()
     return _runtime.Timed(f"mindspeed_ms::{name}", tensor.dtype)
+
+
+def launch(kernel: str, tensor: torch.Tensor, *arguments: Any) -> Any:
+    """Calls a native kernel on raw arguments, counted under its name, with the dtype of `tensor`."""
+    with counted(kernel, tensor):
+        return getattr(native(), kernel)(*arguments)
 
 
 def pointer(tensor: torch.Tensor | None) -> int:

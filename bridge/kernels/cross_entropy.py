@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from mindspeed_ms.kernels.backend import dtype_code, implementation, native, pointer
+from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
 from torch.autograd.function import once_differentiable
 
 
@@ -67,10 +67,12 @@ class _CrossEntropy(torch.autograd.Function):
         wide = {"dtype": torch.float32, "device": logits.device}
         peak = torch.empty(rows, **wide)
         sums = torch.empty((3 if smoothing else 2, rows), **wide)
-        native().cross_entropy_max(pointer(logits), pointer(peak), rows, cols, dtype_code(logits))
+        launch("cross_entropy_max", logits, pointer(logits), pointer(peak), rows, cols, dtype_code(logits))
         if ranks > 1:
             dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
-        native().cross_entropy_sums(
+        launch(
+            "cross_entropy_sums",
+            logits,
             pointer(logits),
             pointer(peak),
             pointer(ids),
@@ -101,7 +103,9 @@ class _CrossEntropy(torch.autograd.Function):
         cols = logits.shape[-1]
         grad = grad.float().contiguous()
         dlogits = logits if ctx.reuse else torch.empty_like(logits)
-        native().cross_entropy_grad(
+        launch(
+            "cross_entropy_grad",
+            logits,
             pointer(logits),
             pointer(peak),
             pointer(total),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, native, pointer
+from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
 from torch.autograd.function import once_differentiable
 
 
@@ -60,7 +60,9 @@ class _DropoutAdd(torch.autograd.Function):
         y = torch.empty_like(x)
         cols = x.shape[-1]
         rows = x.numel() // cols if cols else 0
-        native().dropout_add_forward(
+        launch(
+            "dropout_add_forward",
+            x,
             pointer(x),
             pointer(bias),
             pointer(residual),
@@ -88,10 +90,19 @@ class _DropoutAdd(torch.autograd.Function):
         if mask is None:
             dx = dy
             if want_bias:
-                native().sum_first(pointer(dy), pointer(dbias), rows, cols, 1.0, dtype_code(dy), 0)
+                launch("sum_first", dy, pointer(dy), pointer(dbias), rows, cols, 1.0, dtype_code(dy), 0)
         else:
             dx = torch.empty_like(dy)
-            native().dropout_backward(
-                pointer(dy), pointer(mask), pointer(dx), pointer(dbias), rows, cols, ctx.scale, dtype_code(dy)
+            launch(
+                "dropout_backward",
+                dy,
+                pointer(dy),
+                pointer(mask),
+                pointer(dx),
+                pointer(dbias),
+                rows,
+                cols,
+                ctx.scale,
+                dtype_code(dy),
             )
         return dx, None if dbias is None else dbias.to(dy.dtype), residual_grad, None, None

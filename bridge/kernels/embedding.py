@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, native, pointer
+from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
 
 
 def embedding_grad(
@@ -37,7 +37,9 @@ def embedding_grad(
     if implementation(grad, out) == "composite":
         return _embedding_grad_composite(rows, flat, table_rows, padding_idx, scale, out)
     table = torch.zeros(table_rows, hidden, dtype=grad.dtype, device=grad.device) if out is None else out
-    native().embedding_backward(
+    launch(
+        "embedding_backward",
+        rows,
         pointer(rows),
         pointer(flat),
         pointer(scale),

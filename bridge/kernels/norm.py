@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, native, pointer
+from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
 from torch.autograd.function import once_differentiable
 
 
@@ -97,7 +97,9 @@ class _Norm(torch.autograd.Function):
         weight_c = None if weight is None else weight.contiguous()
         bias_c = None if bias is None else bias.contiguous()
         offset = 1.0 if zero_centered and weight is not None else 0.0
-        native().norm_forward(
+        launch(
+            "norm_forward",
+            x,
             center,
             pointer(x),
             pointer(residual),
@@ -135,7 +137,9 @@ class _Norm(torch.autograd.Function):
         wide = {"dtype": torch.float32, "device": x.device}
         dweight = torch.empty(hidden, **wide) if ctx.needs_input_grad[1] else None
         dbias = torch.empty(hidden, **wide) if ctx.needs_input_grad[2] else None
-        native().norm_backward(
+        launch(
+            "norm_backward",
+            x,
             ctx.center,
             pointer(dy),
             pointer(x),

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
-from mindspeed_ms.kernels.backend import DTYPE_CODES, implementation, native
+from mindspeed_ms.kernels.backend import DTYPE_CODES, implementation, launch
 
 Tensors = Sequence[torch.Tensor]
 
@@ -44,7 +44,9 @@ def adam_step(
     ):
         if native_part:
             p, g, m, v, c = columns
-            native().adam(
+            launch(
+                "adam",
+                p[0],
                 *(_addresses(x) for x in columns),
                 [x.numel() for x in p],
                 DTYPE_CODES[g[0].dtype],
@@ -99,7 +101,9 @@ def sgd_step(
     for native_part, columns in _groups("sgd_step", (params, grads, momentum_buffers, copies), fp32=(0, 2)):
         if native_part:
             p, g, _, c = columns
-            native().sgd(
+            launch(
+                "sgd",
+                p[0],
                 *(_addresses(x) for x in columns),
                 [x.numel() for x in p],
                 DTYPE_CODES[g[0].dtype],
@@ -147,7 +151,9 @@ def multi_scale(
                     outs[k].copy_(x * scale)
             continue
         squares = torch.zeros(len(ins), dtype=torch.float64)
-        found |= native().scale_and_norm(
+        found |= launch(
+            "scale_and_norm",
+            ins[0],
             _addresses(ins),
             _addresses(outs),
             squares.data_ptr() if want_norms else 0,

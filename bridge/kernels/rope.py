@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, native, pointer
+from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -116,7 +116,9 @@ class _Rope(torch.autograd.Function):
             x = x.contiguous()
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         if x.numel():
-            native().rope(
+            launch(
+                "rope",
+                x,
                 layout,
                 backward,
                 pointer(x),

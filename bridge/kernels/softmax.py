@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, native, pointer
+from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
 from torch.autograd.function import once_differentiable
 
 #: Score of a masked column, as Megatron's attention_mask_func: a fully masked row becomes uniform, not NaN.
@@ -44,15 +44,26 @@ def softmax_composite(
 def _four_dimensional(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     if mask.dtype != torch.bool:
         raise ValueError(f"scaled_softmax: the mask must be bool (True = left out), got {mask.dtype}")
-    shape = (*x.shape[:-3], *x.shape[-3:])
     if x.dim() > 4:
         raise ValueError(f"scaled_softmax: a masked x has at most 4 dimensions, got {tuple(x.shape)}")
     try:
-        return mask.expand(shape)
+        return mask.expand(x.shape)
     except RuntimeError:
         raise ValueError(
             f"scaled_softmax: mask {tuple(mask.shape)} does not broadcast to x {tuple(x.shape)}"
         ) from None
+
+
+def _geometry(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[int, ...]:
+    """Rows, columns, heads, queries of x, and the mask's strides over (batch, head, query)."""
+    keys = x.shape[-1]
+    rows = x.numel() // keys if keys else 0
+    queries = x.shape[-2] if x.dim() > 1 else 1
+    heads = x.shape[-3] if x.dim() > 2 else 1
+    strides = [0, 0, 0]
+    if mask is not None:
+        strides = ([0] * (4 - mask.dim()) + list(mask.stride()))[:3]
+    return rows, keys, max(heads, 1), max(queries, 1), *strides
 
 
 class _ScaledSoftmax(torch.autograd.Function):
@@ -60,42 +71,41 @@ class _ScaledSoftmax(torch.autograd.Function):
     def forward(ctx, x, mask, scale, causal):
         x = x.contiguous()
         y = torch.empty_like(x)
-        keys = x.shape[-1]
-        rows = x.numel() // keys if keys else 0
-        queries = x.shape[-2] if x.dim() > 1 else 1
-        heads = x.shape[-3] if x.dim() > 2 else 1
-        strides = [0, 0, 0]
-        if mask is not None:
-            if mask.stride(-1) != 1 and keys > 1:
-                mask = mask.contiguous()
-            strides = [0] * (4 - mask.dim()) + list(mask.stride())
-        native().softmax_forward(
+        if mask is not None and mask.stride(-1) != 1 and x.shape[-1] > 1:
+            mask = mask.contiguous()
+        geometry = _geometry(x, mask)
+        launch(
+            "softmax_forward",
+            x,
             False,
             causal,
             pointer(x),
             pointer(mask),
             pointer(y),
-            rows,
-            keys,
-            max(heads, 1),
-            max(queries, 1),
-            *strides[:3],
+            *geometry,
             scale,
             dtype_code(x),
         )
-        ctx.save_for_backward(y)
-        ctx.scale = scale
+        ctx.save_for_backward(y, mask)
+        ctx.scale, ctx.geometry = scale, geometry
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        (y,) = ctx.saved_tensors
+        y, mask = ctx.saved_tensors
         dy = dy.contiguous()
         dx = torch.empty_like(y)
-        keys = y.shape[-1]
-        rows = y.numel() // keys if keys else 0
-        native().softmax_backward(
-            False, pointer(dy), pointer(y), pointer(dx), rows, keys, ctx.scale, dtype_code(y)
+        launch(
+            "softmax_backward",
+            y,
+            False,
+            pointer(dy),
+            pointer(y),
+            pointer(mask),
+            pointer(dx),
+            *ctx.geometry,
+            ctx.scale,
+            dtype_code(y),
         )
         return dx, None, None, None

@@ -6,20 +6,28 @@ struct SoftmaxMask {
   const std::uint8_t* bytes;
   std::int64_t stride_batch, stride_head, stride_query;
   std::int64_t heads, queries;
+
+  // The mask of row `r` of x; null when there is none.
+  const std::uint8_t* row(std::int64_t r) const {
+    if (!bytes) return nullptr;
+    return bytes + r / (heads * queries) * stride_batch + r / queries % heads * stride_head +
+           r % queries * stride_query;
+  }
 };
 
 // Scores of left-out columns. Large rather than infinite, as Megatron's: a row with nothing left in gets
 // equal probabilities instead of NaN.
 inline constexpr float kMaskedScore = -10000.0f;
 
-MSK_INLINE vf apply_mask(vf x, const std::uint8_t* mask, Full) {
+// x with `value` where the mask is set.
+MSK_INLINE vf apply_mask(vf x, const std::uint8_t* mask, float value, Full) {
   typedef std::uint8_t bytes_u __attribute__((vector_size(kW), aligned(1), may_alias));
   const vi out = __builtin_convertvector(*reinterpret_cast<const bytes_u*>(mask), vi);
-  return out != 0 ? splat(kMaskedScore) : x;
+  return out != 0 ? splat(value) : x;
 }
-MSK_INLINE vf apply_mask(vf x, const std::uint8_t* mask, Part part) {
+MSK_INLINE vf apply_mask(vf x, const std::uint8_t* mask, float value, Part part) {
   for (int i = 0; i < part.n; ++i) {
-    if (mask[i]) x[i] = kMaskedScore;
+    if (mask[i]) x[i] = value;
   }
   return x;
 }
@@ -36,7 +44,7 @@ MSK_INLINE Shifted exp_row(const T* x, const std::uint8_t* mask, float scale, st
   constexpr float kLowest = -std::numeric_limits<float>::infinity();
   const auto score = [&](std::int64_t i, auto n) {
     vf v = load(x + i, n) * scale;
-    if (mask) v = apply_mask(v, mask + i, n);
+    if (mask) v = apply_mask(v, mask + i, kMaskedScore, n);
     return fill_rest(v, kLowest, n);
   };
   vf peaks = splat(kLowest);
@@ -69,17 +77,14 @@ inline void softmax_forward(bool logarithm, bool causal, Ptr x, Ptr mask, Ptr y,
         const T* in = as<const T>(x) + r * cols;
         T* out = as<T>(y) + r * cols;
         const std::int64_t q = r % queries;
-        const std::uint8_t* row_mask =
-            where.bytes ? where.bytes + r / (heads * queries) * where.stride_batch +
-                              r / queries % heads * where.stride_head + q * where.stride_query
-                        : nullptr;
+        const std::uint8_t* row_mask = where.row(r);
         const std::int64_t seen = causal ? std::clamp<std::int64_t>(cols - queries + q + 1, 0, cols) : cols;
         const Shifted row = exp_row(in, row_mask, static_cast<float>(scale), seen, exps.get());
         if (logarithm) {
           const float log_sum = std::log(row.sum);
           each_vector(seen, [&](std::int64_t i, auto n) {
             vf v = load(in + i, n) * static_cast<float>(scale);
-            if (row_mask) v = apply_mask(v, row_mask + i, n);
+            if (row_mask) v = apply_mask(v, row_mask + i, kMaskedScore, n);
             put(out + i, (v - row.peak) - log_sum, n, past_cache);
           });
         } else {
@@ -95,11 +100,16 @@ inline void softmax_forward(bool logarithm, bool causal, Ptr x, Ptr mask, Ptr y,
   });
 }
 
-// dx = scale * y * (dy - sum(dy * y)), for log-softmax scale * (dy - exp(y) * sum(dy)). Columns that the mask
-// or the causal limit left out have y = 0 there and get 0.
-inline void softmax_backward(bool logarithm, Ptr dy, Ptr y, Ptr dx, std::int64_t rows, std::int64_t cols,
+// dx = scale * y * (dy - sum(dy * y)), for log-softmax scale * (dy - exp(y) * sum(dy)). Columns that the
+// causal limit left out have y = 0 and get 0; masked ones get 0 whatever their y, which is not 0 in a row that
+// is masked as a whole: its scores are constants.
+inline void softmax_backward(bool logarithm, Ptr dy, Ptr y, Ptr mask, Ptr dx, std::int64_t rows,
+                             std::int64_t cols, std::int64_t heads, std::int64_t queries,
+                             std::int64_t stride_batch, std::int64_t stride_head, std::int64_t stride_query,
                              double scale, int dtype) {
   if (rows == 0 || cols == 0) return;
+  const SoftmaxMask where{
+      as<const std::uint8_t>(mask), stride_batch, stride_head, stride_query, heads, queries};
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
@@ -110,6 +120,7 @@ inline void softmax_backward(bool logarithm, Ptr dy, Ptr y, Ptr dx, std::int64_t
           const T* grad = as<const T>(dy) + r * cols;
           const T* prob = as<const T>(y) + r * cols;
           T* out = as<T>(dx) + r * cols;
+          const std::uint8_t* row_mask = where.row(r);
           const float total = sum_vectors(cols, [&](std::int64_t i, auto n) {
             const vf g = load(grad + i, n);
             return is_log.value ? g : g * load(prob + i, n);
@@ -118,8 +129,9 @@ inline void softmax_backward(bool logarithm, Ptr dy, Ptr y, Ptr dx, std::int64_t
           each_vector(cols, [&](std::int64_t i, auto n) {
             const vf g = load(grad + i, n);
             const vf p = load(prob + i, n);
-            const vf d = is_log.value ? g - exp(p) * total : p * (g - total);
-            put(out + i, d * factor, n, past_cache);
+            vf d = (is_log.value ? g - exp(p) * total : p * (g - total)) * factor;
+            if (row_mask) d = apply_mask(d, row_mask + i, 0.0f, n);
+            put(out + i, d, n, past_cache);
           });
         }
         if (past_cache) stream_fence();
