@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 import torch
+from mindspeed_ms.kernels import matmul
+from mindspeed_ms.kernels.backend import counted, implementation
+from mindspeed_ms.ops import routes
+
+
+def _direct(rows: torch.Tensor, columns: torch.Tensor, main_grad: torch.Tensor) -> bool:
+    """Whether one matrix product can add to main_grad where it lies; route host keeps torch's own."""
+    return (
+        main_grad.is_contiguous()
+        and rows.dtype == columns.dtype
+        and main_grad.dtype in (rows.dtype, torch.float32)
+        and rows.numel() * columns.numel() > 0
+        and implementation(rows, columns, main_grad) == "csrc"
+        and matmul.available()
+        and routes.current_route() != "host"
+    )
 
 
 def accumulate_weight_gradient(
@@ -15,7 +31,10 @@ def accumulate_weight_gradient(
     """
     rows = grad_output.reshape(-1, grad_output.shape[-1])
     columns = input.reshape(-1, input.shape[-1])
-    if rows.dtype == main_grad.dtype:
+    if _direct(rows, columns, main_grad):
+        with counted("weight_gradient", rows):
+            matmul.multiply_into(main_grad, rows.t(), columns, beta=1.0)
+    elif rows.dtype == main_grad.dtype:
         main_grad.addmm_(rows.t(), columns)
     else:
         main_grad.add_(rows.float().t() @ columns.float())

@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 import torch
-from mindspeed_ms.kernels import aten
+from mindspeed_ms.kernels import aten, matmul
 from mindspeed_ms.ops import schemas
 from mindspeed_ms.ops.registry import Lowering
 
@@ -151,6 +151,13 @@ def _kernels() -> dict[str, tuple[Kernel, Kernel | None, tuple[torch.dtype, ...]
         f"aten::{name}": (_last_dim(getattr(aten, name)), None, NATIVE)
         for name in ("_softmax", "_softmax_backward_data", "_log_softmax", "_log_softmax_backward_data")
     }
+    if matmul.available():
+        found |= {
+            "aten::mm": (matmul.product, None, NATIVE),
+            "aten::bmm": (matmul.product, None, NATIVE),
+            "aten::addmm": (matmul.add_product, matmul.add_product_, NATIVE),
+            "aten::baddbmm": (matmul.add_product, matmul.add_product_, NATIVE),
+        }
     return found | {
         "aten::sum.dim_IntList": (_reduction(aten.sum), None, F32),
         "aten::mean.dim": (_reduction(aten.mean), None, F32),

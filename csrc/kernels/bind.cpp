@@ -29,6 +29,7 @@ void bind_kernels(pybind11::module_& m) {
   kernels::bind_rope(m);
   kernels::bind_softmax(m);
   kernels::bind_attention(m);
+  kernels::bind_gemm(m);
 }
 
 }  // namespace mindspeed_ms
