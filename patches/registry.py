@@ -290,7 +290,9 @@ def _install(record: Record, module: ModuleType) -> Any:
         return None
     entry = vars(holder).get(attribute, _ABSENT)
     # wrapt gives the raw class entry: the function inside is what patches see and what signatures are about.
+    # A bound method (`name = Class.method` in a module) is called as it is.
     inner = getattr(original, "fget", None) or getattr(original, "__func__", original)
+    inner = original if inspect.ismethod(original) else inner
     problem = _signature_problem(patch, inner)
     if problem:
         record.state, record.detail = State.REFUSED, problem

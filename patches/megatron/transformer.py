@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms.patches import stand_ins
+from mindspeed_ms.patches.megatron.norms import with_kernel
 from mindspeed_ms.patches.registry import around, replace
 
 TRITON = ("triton", "triton.language")
@@ -30,13 +31,13 @@ def torch_norm(
     zero_centered_gamma: bool = False,
     normalization: str = "LayerNorm",
 ) -> torch.nn.Module:
-    """Torch's norm, its parameters marked as Megatron's are if sequence parallelism splits the input."""
+    """Torch's norm on our kernel, its parameters marked as sequence parallelism wants them marked."""
     plain = copy.copy(config)
     plain.persist_layer_norm = plain.sequence_parallel = False
     norm = original(cls, plain, hidden_size, eps)
     for parameter in norm.parameters():
         parameter.sequence_parallel = config.sequence_parallel
-    return norm
+    return with_kernel(norm)
 
 
 @replace(

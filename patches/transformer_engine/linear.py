@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms.patches.transformer_engine.extra_state import WithoutFp8
-from mindspeed_ms.patches.transformer_engine.norm import KINDS, norm_parameters
+from mindspeed_ms.patches.transformer_engine.norm import norm_parameters, normalise
 
 SHARDED_DIMENSION = {"column": 0, "row": 1}
 
@@ -175,9 +175,9 @@ class LayerNormLinear(_Parallel):
 
     def forward(self, x: torch.Tensor, is_first_microbatch: bool | None = None) -> Any:
         """x ``(..., in)`` -> ``(..., out)``; with ``return_bias`` the pair of the product and the bias."""
-        bias = {"bias": self.layer_norm_bias} if self.normalization == "LayerNorm" else {}
-        norm = KINDS[self.normalization]
-        x = norm(x, self.layer_norm_weight, **bias, eps=self.eps, zero_centered=self.zero_centered_gamma)
+        bias = self.layer_norm_bias if self.normalization == "LayerNorm" else None
+        weight, centered = self.layer_norm_weight, self.zero_centered_gamma
+        x = normalise(self.normalization, x, weight, bias, self.eps, centered)
         out = self._product(x, self.weight, None if self.return_bias else self.bias)
         return (out, self.bias) if self.return_bias else out
 

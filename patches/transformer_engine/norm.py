@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.kernels.norm import layer_norm, rms_norm
+from mindspeed_ms.kernels.norm import layer_norm, norm_composite, rms_norm
+from mindspeed_ms.patches.megatron.routing import takes
 
 KINDS = {"LayerNorm": layer_norm, "RMSNorm": rms_norm}
+
+
+def normalise(
+    normalization: str,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    zero_centered_gamma: bool,
+) -> torch.Tensor:
+    """``x (..., hidden)`` normalised over its last dimension, in its dtype: by the kernel where it may."""
+    center = normalization == "LayerNorm"
+    if not takes(x, weight, bias):
+        return norm_composite(x, weight, bias, eps, zero_centered_gamma, None, center)
+    parameters = (weight, bias) if center else (weight,)
+    return KINDS[normalization](x, *parameters, eps=eps, zero_centered=zero_centered_gamma)
 
 
 def norm_parameters(
@@ -54,10 +71,8 @@ class _Norm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised over the last dimension; x ``(..., hidden)`` and the result have one dtype."""
-        parameters = dict(self.named_parameters(recurse=False))
-        return KINDS[self.normalization](
-            x, **parameters, eps=self.eps, zero_centered=self.zero_centered_gamma
-        )
+        bias = getattr(self, "bias", None)
+        return normalise(self.normalization, x, self.weight, bias, self.eps, self.zero_centered_gamma)
 
 
 class LayerNorm(_Norm):

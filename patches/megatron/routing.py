@@ -1,0 +1,22 @@
+"""When an adapter may take Megatron's place: the one rule that all of them share."""
+
+from __future__ import annotations
+
+import torch
+
+
+def takes(*tensors: torch.Tensor | None) -> bool:
+    """Whether our kernels compute on these tensors.
+
+    They do for npu tensors in host memory of a dtype that the kernels have. Not on route host, whose numbers
+    are plain torch's: there Megatron's own composite runs, operator by operator.
+    """
+    from mindspeed_ms.kernels import implementation
+    from mindspeed_ms.ops import routes
+
+    given = [tensor for tensor in tensors if tensor is not None]
+    return (
+        all(tensor.device.type == "npu" for tensor in given)
+        and implementation(*given) == "csrc"
+        and routes.current_route() != "host"
+    )

@@ -1,0 +1,232 @@
+"""Program of test_patches_fusions.py: real Megatron-Core's fusions with and without our kernels, on npu.
+
+Each check calls one function of Megatron three times: on route auto in float32 (and bfloat16), on route host,
+and in float64, which no kernel takes: Megatron's own code then gives the truth. Coverage says who computed.
+"""
+
+import mindspeed_ms.patch  # noqa: F401, I001 - before Megatron
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.fusions import (
+    fused_bias_dropout,
+    fused_bias_geglu,
+    fused_bias_gelu,
+    fused_bias_swiglu,
+    fused_cross_entropy,
+)
+from megatron.core.fusions.fused_softmax import FusedScaleMaskSoftmax
+from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.optimizer import clip_grads
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.utils import attention_mask_func
+from mindspeed_ms.ops import coverage, routes
+
+ERROR = {torch.float32: 3e-6, torch.bfloat16: 2e-2}
+DTYPES = (torch.float32, torch.bfloat16)
+Tensor = torch.Tensor
+
+
+def kernels_used() -> set[str]:
+    """Names of our fused kernels that ran since the last reset."""
+    return {
+        row["op"].partition("::")[2] for row in coverage.snapshot() if row["op"].startswith("mindspeed_ms::")
+    }
+
+
+def run(function: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Result and gradients of the floating inputs, computed in `dtype`; coverage counts this run alone."""
+    given = [
+        x.detach().clone().to(dtype).requires_grad_(x.requires_grad) if x.is_floating_point() else x
+        for x in inputs
+    ]
+    wanted = [x for x in given if x.requires_grad]
+    coverage.reset()
+    out = function(*given)
+    weight = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).reshape(out.shape).to(out)
+    return [out.detach(), *torch.autograd.grad((out * weight).sum(), wanted)]
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    """Largest difference relative to the largest value."""
+    return ((found.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-6)).item()
+
+
+def check(
+    what: str, kernel: str, function: Callable[..., Tensor], inputs: list[Tensor], dtypes=DTYPES
+) -> None:
+    """The kernel ran on auto, agrees with float64, and stays away from route host and from float64."""
+    for dtype in dtypes:
+        rounded = [
+            x.to(dtype).detach().requires_grad_(x.requires_grad) if x.is_floating_point() else x
+            for x in inputs
+        ]
+        exact = run(function, rounded, torch.float64)
+        assert not kernels_used(), f"{what}: a kernel took float64"
+        ours = run(function, rounded, dtype)
+        assert any(name.startswith(kernel) for name in kernels_used()), f"{what}: {kernel} was not used"
+        with routes.route("host"):
+            host = run(function, rounded, dtype)
+        assert not kernels_used(), f"{what}: a kernel ran on route host"
+        for a, b, c in zip(ours, host, exact, strict=True):
+            assert (a.shape, a.dtype) == (c.shape, b.dtype), f"{what}: {a.dtype} {tuple(a.shape)}"
+            limit = max(ERROR[dtype], 1.5 * error(b, c)) if dtype == torch.bfloat16 else ERROR[dtype]
+            assert error(a, c) <= limit, (
+                f"{what} {dtype}: {error(a, c):.1e}, Megatron's own {error(b, c):.1e}"
+            )
+    print(what, "agrees", flush=True)
+
+
+def randn(*shape: int, grad: bool = True) -> Tensor:
+    """Normal numbers on the device."""
+    return torch.randn(shape, device="cuda").requires_grad_(grad)
+
+
+def activations() -> None:
+    x, flat, bias = randn(6, 2, 96), randn(12, 96), randn(96)
+    weights = torch.rand(12, 1, device="cuda").requires_grad_()
+    swiglu, geglu = fused_bias_swiglu, fused_bias_geglu
+    check("swiglu", "glu", lambda x: swiglu.bias_swiglu_impl(x, None), [x])
+    check("bias swiglu", "glu", swiglu.bias_swiglu_impl, [x, bias])
+    check(
+        "weighted swiglu", "glu", lambda x, w: swiglu.weighted_bias_swiglu_impl(x, None, w), [flat, weights]
+    )
+    check("geglu", "glu", lambda x: geglu.bias_geglu_impl(x, None), [x])
+    check("bias geglu", "glu", geglu.bias_geglu_impl, [flat, bias])
+    quick = geglu.weighted_bias_quick_geglu_impl
+    check("quick geglu", "glu", lambda x, w: quick(x, None, w, False, 1.0, 0.7), [flat, weights])
+    check("bias gelu", "activation", fused_bias_gelu.bias_gelu_impl, [x, bias])
+
+
+def dropout() -> None:
+    x, bias, residual = randn(8, 2, 64), randn(64), randn(8, 2, 64)
+    train = fused_bias_dropout.get_bias_dropout_add(True, True)
+    check("bias dropout add, p 0", "dropout_add", lambda x, b, r: train((x, b), r, 0.0), [x, bias, residual])
+    infer = fused_bias_dropout.get_bias_dropout_add(False, True)
+    check("bias add, inference", "dropout_add", lambda x, b, r: infer((x, b), r, 0.1), [x, bias, residual])
+
+    def seeded(x: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        torch.cuda.manual_seed(7)
+        return train((x, bias), residual, 0.3)
+
+    # The same seed draws the same mask with and without the kernel: an error of rounding only.
+    check("bias dropout add, p 0.3", "dropout_add", seeded, [x, bias, residual], (torch.float32,))
+
+
+def softmax() -> None:
+    scores = randn(2, 3, 16, 16)
+    mask = torch.rand(2, 1, 16, 16, device="cuda") < 0.4
+    mask[0, 0, 3] = True  # a row with nothing left in
+    kinds = {"causal": (AttnMaskType.causal, None), "masked": (AttnMaskType.padding, mask)}
+    for name, (kind, given) in kinds.items():
+        for scale in (None, 0.3):
+
+            def call(x: Tensor, kind=kind, given=given, scale=scale) -> Tensor:
+                bf16 = x.dtype == torch.bfloat16
+                return FusedScaleMaskSoftmax(False, bf16, kind, True, attention_mask_func, True, scale)(
+                    x * 1.0, given
+                )
+
+            check(f"{name} softmax, scale {scale}", "softmax", call, [scores])
+
+
+def cross_entropy() -> None:
+    logits, target = randn(10, 2, 50), torch.randint(0, 50, (10, 2), device="cuda")
+    group = parallel_state.get_tensor_model_parallel_group()
+    # Megatron writes into the logits it is given: each call gets a copy.
+    for smoothing in (0.0, 0.1):
+
+        def plain(x: Tensor, target: Tensor, smoothing: float = smoothing) -> Tensor:
+            return tensor_parallel.vocab_parallel_cross_entropy(x * 1.0, target, smoothing)
+
+        check_loss(f"cross entropy, smoothing {smoothing}", plain, logits, target)
+    fused = fused_cross_entropy.fused_vocab_parallel_cross_entropy
+    check_loss("fused cross entropy", lambda x, t: fused(x * 1.0, t, group), logits, target, gradient=False)
+
+
+def check_loss(
+    what: str, function: Callable[..., Tensor], logits: Tensor, target: Tensor, gradient=True
+) -> None:
+    """As `check`, against route host: Megatron computes losses in float32 whatever it is given."""
+    for dtype in DTYPES:
+        x = logits.detach().to(dtype).requires_grad_()
+        ours = run(function, [x, target], dtype)
+        assert "cross_entropy_grad" in kernels_used(), what
+        with routes.route("host"):
+            host = run(function, [x, target], dtype)
+        assert not kernels_used(), f"{what}: a kernel ran on route host"
+        # `fused` gives gradients in bfloat16 for any logits: ours are closer to the truth than it.
+        limits = [ERROR[torch.float32], ERROR[dtype] if gradient else 1e-2]
+        for a, b, limit in zip(ours, host, limits, strict=True):
+            assert a.dtype == b.dtype, what
+            assert error(a, b.double()) <= limit, f"{what} {dtype}: {error(a, b.double()):.1e}"
+    print(what, "agrees", flush=True)
+
+
+def rotary() -> None:
+    t = randn(12, 2, 4, 32)
+    for name, options, channels in (
+        ("half", {}, 32),
+        ("partial", {}, 16),
+        ("interleaved", {"rotary_interleaved": True}, 32),
+        ("multi-latent", {"multi_latent_attention": True, "mscale": 1.2}, 32),
+    ):
+        angles = torch.outer(torch.arange(12.0), 10000 ** -(torch.arange(0, channels, 2) / channels))
+        both = angles.repeat_interleave(2, -1) if name == "interleaved" else torch.cat((angles, angles), -1)
+        freqs = both.view(12, 1, 1, channels).cuda()
+
+        def call(t: Tensor, options=options, freqs=freqs) -> Tensor:
+            return rope_utils._apply_rotary_pos_emb_bshd(t, freqs, **options)
+
+        check(f"rope {name}", "rope", call, [t])
+
+
+def norms() -> None:
+    for kind in ("LayerNorm", "RMSNorm"):
+        config = TransformerConfig(num_layers=1, hidden_size=64, num_attention_heads=4, normalization=kind)
+        norm = WrappedTorchNorm(config, 64).cuda()
+        assert list(norm.state_dict()) == (["weight", "bias"] if kind == "LayerNorm" else ["weight"])
+        assert isinstance(norm, getattr(torch.nn, kind))
+
+        def call(x: Tensor, *parameters: Tensor, norm=norm) -> Tensor:
+            named = dict(zip(norm.state_dict(), parameters, strict=True))
+            return torch.func.functional_call(norm, named, (x,))
+
+        check(kind, "norm", call, [randn(6, 2, 64), *(randn(64) for _ in norm.state_dict())])
+
+
+def gradients() -> None:
+    params = [torch.nn.Parameter(randn(9, 7)), torch.nn.Parameter(randn(40))]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    exact = torch.cat([p.grad.double().flatten() for p in params])
+    before = [p.grad.clone() for p in params]
+    coverage.reset()
+    group = parallel_state.get_model_parallel_group()
+    norm = clip_grads.get_grad_norm_fp32([p.grad for p in params], grad_stats_parallel_group=group)
+    assert abs(norm - exact.norm().item()) < 1e-6 * norm
+    clip_grads.clip_grad_by_total_norm_fp32(params, 0.5, norm)
+    assert kernels_used() == {"scale_and_norm"}
+    for p, old in zip(params, before, strict=True):
+        torch.testing.assert_close(p.grad, old * (0.5 / (norm + 1e-6)), rtol=1e-6, atol=0)
+    print("norm and clip of gradients agree", flush=True)
+
+
+def main() -> None:
+    """Runs every check."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    torch.manual_seed(0)
+    for checks in (activations, dropout, softmax, cross_entropy, rotary, norms, gradients):
+        checks()
+    dist.destroy_process_group()
+    print("all fusions agree", flush=True)
+
+
+if __name__ == "__main__":
+    main()
