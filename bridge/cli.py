@@ -104,7 +104,15 @@ def _fail(command: str, sentence: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``mindspeed-ms``; returns the exit status."""
     options = _parser().parse_args(argv)
-    return options.do(options)
+    if options.command == "run":  # a script's errors are its own
+        return options.do(options)
+    try:
+        status = options.do(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
+        status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 // CUDA names land on npu inside the dispatcher: an operator asked for device "cuda" reaches the CUDA key, where
 // its Device arguments are rewritten and it is dispatched again. No Python wrapper, no cost for other calls.
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/to_native.h>
+#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include "aten/op_info.h"
@@ -45,6 +47,23 @@ void register_to(torch::Library& m) {
   m.impl("to.device", TORCH_FN(to_device));
 }
 
+// A CUDA build of torch has kernels of its own on the CUDA key, which the fallback would leave in place.
+void override_cuda_kernels() {
+  static auto* handles = new std::vector<c10::RegistrationHandleRAII>;
+  struct Silent final : c10::WarningHandler {
+    void process(const c10::Warning&) override {}  // that kernels are overridden, which is the purpose
+  } silent;
+  c10::WarningUtils::WarningHandlerGuard guard(&silent);
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const auto& name : dispatcher.getAllOpNames()) {
+    auto op = dispatcher.findSchema(name);
+    if (!op || !op->hasKernelForDispatchKey(c10::DispatchKey::CUDA)) continue;
+    handles->push_back(dispatcher.registerImpl(name, c10::DispatchKey::CUDA,
+                                               c10::KernelFunction::makeFromBoxedFunction<&redirect>(), std::nullopt,
+                                               nullptr, "mindspeed_ms CUDA redirect"));
+  }
+}
+
 }  // namespace
 
 // Arms the redirection; kept apart from module load so that importing the package changes nothing for CUDA.
@@ -57,6 +76,7 @@ void register_cuda_redirect() {
     libraries->emplace_back(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);
     register_to(libraries->back());
   }
+  override_cuda_kernels();
 }
 
 }  // namespace mindspeed_ms

@@ -39,6 +39,15 @@ def test_coverage_of_a_known_report(tmp_path):
         assert "in operators 50.0%" in done.stdout
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    path = tmp_path / "coverage.json"
+    path.write_text(json.dumps({**REPORT, "rows": REPORT["rows"] * 10000}))
+    command = f"{sys.executable} -m mindspeed_ms.cli coverage --all {path} | head -n 1"
+    done = launch("bash", "-c", command)
+    assert done.stdout.startswith("operator")
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": [{"op": 1}]}', '{"rows": 3}'])
 def test_coverage_of_something_else_is_one_sentence(tmp_path, text):
     path = tmp_path / "x.json"
