@@ -3,7 +3,7 @@
 import torch
 from mindspeed_ms.patches.registry import replace
 
-REASON = "a triton kernel"
+REASON = "it is a triton kernel, which has no code generator for device npu"
 TENSOR_OPS = "megatron.core.inference.contexts.attention_context.triton.tensor_ops"
 
 
