@@ -24,7 +24,10 @@ SECONDS = 8.0
 def victim(rank, world, store, how):
     ranks.init(rank, world, store, seconds=60)
     dist.all_reduce(torch.ones(10))
+    store.set(f"through/{rank}", "1")
     if rank == 1:
+        # Not before the others are through: the loss must meet them in the collectives below.
+        store.wait([f"through/{other}" for other in range(world)], timedelta(seconds=60))
         how_to_fail[how]()
         return None
     start = time.monotonic()
@@ -99,7 +102,10 @@ def mismatched(rank, world, store):
             torch.ones(100), dist.ReduceOp.MAX if rank else dist.ReduceOp.SUM, group=g
         ),
         "root": lambda g: [dist.broadcast(torch.ones(100), src=rank, group=g), dist.barrier(g)],
-        "collective": lambda g: dist.all_reduce(ones, group=g) if rank else dist.broadcast(ones, 0, group=g),
+        # A root does not wait for its receivers: the barrier is where rank 0 learns of it at the latest.
+        "collective": lambda g: (
+            dist.all_reduce(ones, group=g) if rank else [dist.broadcast(ones, 0, group=g), dist.barrier(g)]
+        ),
         "message": lambda g: (
             dist.recv(ones, 0, group=g) if rank else [dist.send(torch.ones(5), 1, group=g), dist.barrier(g)]
         ),

@@ -17,8 +17,9 @@ sys.path.insert(0, str(ROOT / "tests" / "unit"))
 from recipe_runs import PRETRAIN, losses, run  # noqa: E402
 
 RECORD = json.loads((ROOT / "tests" / "reference" / "stock_curves.json").read_text())
-# Half a unit of the last printed digit, and the rounding of sums that two ranks add in another order.
-TOLERANCE = 1.1e-6
+# Half a unit of the last printed digit (5e-7), and what plain torch's kernels differ by between processors:
+# 1.16e-6 in all was seen on one other than that of the record, 2e-7 of a loss.
+TOLERANCE = 2e-6
 FAST = {"tp2_sp"}
 
 
