@@ -1,5 +1,6 @@
 """npu tensors, and a script written for CUDA and NCCL, unchanged."""
 
+import numpy as np
 import pytest
 import ranks
 
@@ -27,6 +28,11 @@ def cuda_script(rank, world, store):
     part = torch.empty(7, device="cuda", dtype=torch.bfloat16)
     dist.reduce_scatter_tensor(part, torch.ones(7 * world, device="cuda", dtype=torch.bfloat16))
     assert (part.cpu() == world).all()
+    # Megatron's token dispatcher passes its splits as numpy arrays: rank r is sent r + 1 rows.
+    rows = torch.full((sum(range(1, world + 1)), 3), float(rank), device="cuda")
+    taken = torch.empty(world * (rank + 1), 3, device="cuda")
+    dist.all_to_all_single(taken, rows, np.full(world, rank + 1), np.arange(1, world + 1))
+    assert taken[:, 0].tolist() == [float(r) for r in range(world) for _ in range(rank + 1)]
     got = torch.empty(6, device="cuda")[::2]
     requests = [
         dist.P2POp(dist.isend, torch.full((3,), float(rank), device="cuda"), (rank + 1) % world),

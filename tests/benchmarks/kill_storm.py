@@ -1,0 +1,281 @@
+"""Kills a random rank of a training at a random moment, again and again, and trains on from what was saved.
+
+    python -m tests.benchmarks.kill_storm [--kills 200] [--quick] [--seed 1] [--json FILE]
+
+Each trial starts the recipe on 2-4 ranks from the newest checkpoint, and sends SIGKILL to one of them at a
+moment drawn from the length of a whole trial, import and connection included. Marks: every other rank ends by
+itself (0 hangs), no shared-memory segment stays, every checkpoint on disk can be read, and at last each
+strategy trains to the end of a trial.
+
+Ranks are forked from this process, which has imported everything and used no device, so that a trial costs
+seconds. A rank that is killed before all have joined is nobody's peer yet: the launcher ends the others then,
+as torchrun does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "distributed"), str(ROOT / "examples")]
+os.environ |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "4"}  # read at import: threads, visible devices
+
+
+import argparse  # noqa: E402
+import random  # noqa: E402
+import shutil  # noqa: E402
+import signal  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+from dataclasses import dataclass, field  # noqa: E402
+
+import pretrain_gpt  # noqa: E402
+import ranks  # noqa: E402
+import recipe.distributed  # noqa: E402
+import recipe.train  # noqa: E402 - to have it imported
+from recipe.checkpoint import folder, latest_iteration, saved_iterations, verify  # noqa: E402
+from recipe.errors import RecipeError  # noqa: E402
+from strategies import MOCK, OPTIMIZER, PP2, SP, TP2, Strategy, flags  # noqa: E402
+
+from tests.benchmarks.report import Report, arguments  # noqa: E402
+
+STRATEGIES = {
+    "DP2 + distributed optimizer": Strategy(2, OPTIMIZER),
+    "TP2 + SP": Strategy(2, f"{TP2} {SP}"),
+    "PP2": Strategy(2, PP2),
+    "DP3": Strategy(3, "--global-batch-size 6"),
+    "TP2 x DP2": Strategy(4, TP2),
+}
+ITERATIONS, INTERVAL = 6, 2
+"""Iterations of a trial that nobody disturbs, and of a checkpoint."""
+
+TRAINING = (
+    f"--num-layers 2 --train-iters 4000 --lr 1e-3 --lr-decay-style constant --exit-interval {ITERATIONS} "
+    f"--save-interval {INTERVAL} --save-retain-interval 1000000 --log-interval 1000"
+)
+ALONE_SECONDS, LAUNCHER_SECONDS = 30.0, 30.0
+"""Time in which the others must have ended by themselves; and after the launcher's SIGTERM."""
+
+SEGMENTS = Path("/dev/shm")
+
+
+@dataclass
+class Trial:
+    """Running ranks of one trial: processes still alive, exit codes of the others."""
+
+    log: Path
+    joined: int
+    alive: dict[int, int] = field(default_factory=dict)  # rank -> pid
+    codes: dict[int, int] = field(default_factory=dict)
+
+    def wait(self, seconds: float) -> bool:
+        """Reaps ranks that end within ``seconds``; whether none is left."""
+        deadline = time.monotonic() + seconds
+        while self.alive:
+            for rank, pid in list(self.alive.items()):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    self.codes[rank] = os.waitstatus_to_exitcode(status)
+                    del self.alive[rank]
+            if not self.alive or time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        return not self.alive
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to every rank that is left."""
+        for pid in self.alive.values():
+            os.kill(pid, number)
+
+    def all_joined(self, world: int) -> bool:
+        """Whether every rank had built its groups by now."""
+        os.set_blocking(self.joined, False)
+        try:
+            return len(os.read(self.joined, world)) == world
+        except BlockingIOError:
+            return False
+
+
+class Rank(BaseException):
+    """Raised in a forked process, to leave the storm and become the rank."""
+
+    def __init__(self, words: list[str], joined: int) -> None:
+        super().__init__()
+        self.words, self.joined = words, joined
+
+
+def start(strategy: Strategy, save: Path, log: Path, named: bool) -> Trial:
+    """Forks the ranks. ``named``: their segments have names in the file system. Raises Rank in each."""
+    words = [*flags(strategy, MOCK), *TRAINING.split(), *strategy.flags.split()]
+    words += ["--save", str(save), "--load", str(save)]
+    receive, send = os.pipe()
+    trial, port = Trial(log, receive), ranks.free_port()
+    log.write_text("")
+    for rank in range(strategy.ranks):
+        pid = os.fork()
+        if pid == 0:
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(strategy.ranks),
+                "LOCAL_WORLD_SIZE": str(strategy.ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "MINDSPEED_MS_SEGMENT": "posix" if named else "memfd",
+                "MINDSPEED_MS_FLIGHT_DIR": str(log.parent),
+            }
+            file = os.open(log, os.O_WRONLY | os.O_APPEND)
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(file, stream.fileno())
+            raise Rank(words, send)
+        trial.alive[rank] = pid
+    os.close(send)
+    return trial
+
+
+def become(rank: Rank) -> None:
+    """Trains, as the recipe does; tells the storm when all groups are built."""
+    initialize = recipe.distributed.initialize
+
+    def initialize_and_tell(args: argparse.Namespace) -> None:
+        initialize(args)
+        os.write(rank.joined, b".")
+
+    recipe.distributed.initialize = initialize_and_tell
+    sys.argv = ["pretrain_gpt.py", *rank.words]
+    pretrain_gpt.main()
+
+
+def unreadable(save: Path) -> list[str]:
+    """What is wrong with the checkpoints below ``save``, the tracker file included."""
+    wrong = []
+    try:
+        newest, saved = latest_iteration(save), saved_iterations(save)
+        if newest is not None and newest not in saved:
+            wrong.append(f"the tracker names iteration {newest}, there are {saved}")
+        for iteration in saved:
+            verify(folder(save, iteration))
+    except RecipeError as error:
+        wrong.append(str(error))
+    return wrong
+
+
+def segments() -> set[str]:
+    """Names of this product's segments in the shared-memory file system."""
+    return {path.name for path in SEGMENTS.iterdir() if path.name.startswith("mindspeed_ms")}
+
+
+@dataclass
+class Tally:
+    """What the trials of one strategy came to."""
+
+    seconds: float = 0.0  # of a trial that nobody disturbs
+    kills: int = 0
+    while_joining: int = 0
+    hangs: int = 0
+    leaked: int = 0
+    unreadable: int = 0
+    ended_after: list[float] = field(default_factory=list)
+    checkpoints: int = 0
+
+
+def undisturbed(strategy: Strategy, save: Path, log: Path) -> float:
+    """Seconds of a trial without a kill; RuntimeError with the log when it fails."""
+    begin = time.monotonic()
+    trial = start(strategy, save, log, named=True)
+    ended = trial.wait(600)
+    trial.signal(signal.SIGKILL)
+    trial.wait(10)
+    os.close(trial.joined)
+    if not ended or any(trial.codes.values()):
+        raise RuntimeError(f"the undisturbed training failed, {trial.codes}:\n{log.read_text()[-3000:]}")
+    return time.monotonic() - begin
+
+
+def kill_one(strategy: Strategy, save: Path, log: Path, tally: Tally, draw: random.Random) -> None:
+    """One trial: starts, kills, waits for the others, looks for what is left behind."""
+    before = segments()
+    trial = start(strategy, save, log, named=draw.random() < 0.5)
+    trial.wait(draw.uniform(0, tally.seconds))
+    if not trial.alive:  # faster than the undisturbed one: nothing was killed
+        os.close(trial.joined)
+        return
+    joined = trial.all_joined(strategy.ranks)
+    victim = draw.choice(sorted(trial.alive))
+    killed = time.monotonic()
+    os.kill(trial.alive[victim], signal.SIGKILL)
+    tally.kills += 1
+    tally.while_joining += not joined
+    alone = joined and trial.wait(ALONE_SECONDS)
+    if alone:
+        tally.ended_after.append(time.monotonic() - killed)
+    trial.signal(signal.SIGTERM)
+    if not trial.wait(LAUNCHER_SECONDS) or (joined and not alone):
+        tally.hangs += 1
+        print(f"hang after the death of rank {victim}:\n{log.read_text()[-3000:]}", file=sys.stderr)
+    trial.signal(signal.SIGKILL)
+    trial.wait(10)
+    os.close(trial.joined)
+    left = segments() - before
+    tally.leaked += len(left)
+    for name in left:
+        (SEGMENTS / name).unlink()
+    wrong = unreadable(save)
+    tally.unreadable += len(wrong)
+    print("".join(f"{line}\n" for line in wrong), end="", file=sys.stderr)
+
+
+def storm(options: argparse.Namespace, root: Path) -> dict[str, Tally]:
+    """All trials. Raises Rank in the forked processes."""
+    draw = random.Random(options.seed)
+    chosen = list(STRATEGIES)[: 2 if options.quick else None]
+    kills = options.kills or (16 if options.quick else 200)
+    tallies = {name: Tally() for name in chosen}
+    for number, name in enumerate(chosen):
+        tallies[name].seconds = undisturbed(STRATEGIES[name], root / str(number), root / "log")
+    while (done := sum(tally.kills for tally in tallies.values())) < kills:
+        number = draw.randrange(len(chosen))
+        kill_one(STRATEGIES[chosen[number]], root / str(number), root / "log", tallies[chosen[number]], draw)
+        if done % 20 == 0:
+            print(f"{done} kills ...", flush=True)
+    for number, name in enumerate(chosen):
+        undisturbed(STRATEGIES[name], root / str(number), root / "log")
+        tallies[name].checkpoints = len(saved_iterations(root / str(number)))
+    return tallies
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = arguments(__doc__)
+    parser.add_argument("--kills", type=int, help="default: 200, with --quick 16")
+    parser.add_argument("--seed", type=int, default=1, help="of ranks and moments")
+    options = parser.parse_args()
+    report = Report("kill_storm", "random SIGKILLs during training", options)
+    root = Path(tempfile.mkdtemp())
+    try:
+        tallies = storm(options, root)
+    except Rank as rank:
+        become(rank)
+        return 0
+    shutil.rmtree(root)
+    for name, tally in tallies.items():
+        report.row(
+            strategy=name,
+            kills=tally.kills,
+            while_joining=tally.while_joining,
+            hangs=tally.hangs,
+            leaked_segments=tally.leaked,
+            unreadable_checkpoints=tally.unreadable,
+            longest_end_s=max(tally.ended_after, default=None),
+            checkpoints_at_the_end=tally.checkpoints,
+        )
+    for name in ("hangs", "leaked", "unreadable"):
+        total = sum(getattr(tally, name) for tally in tallies.values())
+        report.mark(f"0 {name}", total == 0, str(total))
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
