@@ -1,10 +1,14 @@
-"""Checkpoints: what Megatron's own loading leaves out."""
+"""Checkpoints: what Megatron's own saving and loading leave out."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from mindspeed_ms.patches.registry import around
+from mindspeed_ms.patches.registry import around, replace
+from mindspeed_ms.process_queue import served_queue
+
+_WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async"
 
 
 @around(
@@ -15,3 +19,15 @@ def load_state_dict(original: Callable[..., None], self: Any, state_dict: Any) -
     """Megatron's own loading, without autograd looking on."""
     with torch.no_grad():
         original(self, state_dict)
+
+
+@replace(
+    f"{_WRITER}:_get_write_results_queue",
+    reason="the process that it starts imports the script again, and outlives a rank that is killed",
+)
+def _get_write_results_queue() -> Any:
+    """Megatron's queue between the processes that write a checkpoint, served by the rank."""
+    writer = sys.modules[_WRITER]
+    if writer._results_queue is None:
+        writer._results_queue = served_queue()
+    return writer._results_queue
