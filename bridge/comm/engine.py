@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from mindspeed_ms import _native
+from mindspeed_ms.comm import descriptors
 from mindspeed_ms.comm.errors import PeerLostError
 from mindspeed_ms.comm.roster import Member, wait_for_key
 
@@ -23,6 +24,9 @@ NO_OP = 9
 """Code of "no reduction" (``c10d::ReduceOp::UNUSED``)."""
 
 SEGMENT_VARIABLE = "MINDSPEED_MS_SEGMENT"
+"""How the other ranks get at the memory that one of them made: ``proc`` (its open files below /proc, the
+default), or ``socket`` where a kernel hides those."""
+
 RING_SLOTS = 4
 
 
@@ -88,7 +92,7 @@ class SharedMemoryEngine:
     """Engine among ranks of one host: csrc/comm behind tensors. Build it with :func:`connect`."""
 
     native: Any
-    creator: bool
+    release: Callable[[], None] | None  # what the segment's creator keeps until all have mapped it
     inflight: deque = field(default_factory=deque)
 
     def start(self, call: Call) -> Handle:
@@ -111,9 +115,10 @@ class SharedMemoryEngine:
             while inflight and inflight[0][0].done:
                 inflight.popleft()
             inflight.append((handle, call))
-        if self.creator and self.native.all_attached:
-            self.native.release_name()
-            self.creator = False
+        if self.release is not None and self.native.all_attached:
+            self.release()
+            self.native.release_descriptor()
+            self.release = None
         return handle
 
     def history(self) -> list[dict[str, Any]]:
@@ -126,6 +131,9 @@ class SharedMemoryEngine:
     def close(self, reason: str) -> None:
         self.native.close(reason)
         self.inflight.clear()
+        if self.release is not None:
+            self.release()
+            self.release = None
 
 
 def connect(
@@ -140,10 +148,9 @@ def connect(
     alone.
 
     Whoever comes first creates the segment; its nonce travels through the store, so that no segment of
-    another
-    run can be taken for it. The memory has no name in any file system unless ``MINDSPEED_MS_SEGMENT=posix``
-    (for kernels that refuse /proc/<pid>/fd to siblings), and then only until every rank has mapped it.
-    Raises PeerLostError when a rank dies before it arrived, CollectiveTimeoutError after ``timeout``.
+    another run can be taken for it. The memory has no name in any file system: nothing can be left behind.
+    Raises PeerLostError when a rank dies before it arrived, CollectiveTimeoutError after ``timeout``,
+    ValueError for an unknown :data:`SEGMENT_VARIABLE`.
     """
     native = _native.comm
     peers = [(g, m.pid, m.start_time) for g, m in zip(global_ranks, members, strict=True)]
@@ -156,23 +163,39 @@ def connect(
                     f"{global_ranks[rank]})"
                 )
 
-    creator = store.add("shm/creator", 1) == 1
-    if creator:
-        nonce = uuid.uuid4().hex
-        posix = os.environ.get(SEGMENT_VARIABLE, "memfd") == "posix"
-        name = f"/mindspeed_ms-{nonce}" if posix else ""
-        segment = native.Segment.create(len(peers), chunk_bytes(len(peers)), RING_SLOTS, nonce, name)
-        store.set("shm/segment", json.dumps([segment.path, nonce, posix]))
-    else:
-        where = wait_for_key(store, "shm/segment", timeout, f"the shared memory of group '{group}'", check)
-        path, nonce, posix = json.loads(where)
-        try:
-            segment = native.Segment.open(path, nonce, posix)
-        except RuntimeError as error:
-            check()
-            raise PeerLostError(
-                f"rank {global_ranks[rank]} cannot map the memory of group '{group}' ({error}): its creator "
-                "has left already, or this kernel hides other processes' files (then set "
-                f"{SEGMENT_VARIABLE}=posix)"
-            ) from error
-    return SharedMemoryEngine(native.Engine(segment, rank, peers, group), creator)
+    if store.add("shm/creator", 1) == 1:
+        nonce, way = uuid.uuid4().hex, os.environ.get(SEGMENT_VARIABLE, "proc")
+        if way not in ("proc", "socket"):
+            raise ValueError(f"{SEGMENT_VARIABLE}={way!r} is no way to share memory; choose proc or socket")
+        segment = native.Segment.create(len(peers), chunk_bytes(len(peers)), RING_SLOTS, nonce)
+        sender = descriptors.Sender(segment.descriptor, nonce) if way == "socket" else None
+        store.set("shm/segment", json.dumps([None if sender else segment.path, nonce]))
+        release = sender.close if sender else _nothing
+        return SharedMemoryEngine(native.Engine(segment, rank, peers, group), release)
+    where = wait_for_key(store, "shm/segment", timeout, f"the shared memory of group '{group}'", check)
+    path, nonce = json.loads(where)
+    try:
+        segment = _open(path, nonce, timeout)
+    except (RuntimeError, OSError) as error:
+        check()
+        raise PeerLostError(
+            f"rank {global_ranks[rank]} cannot map the memory of group '{group}' ({error}): its creator has "
+            "left already, or this kernel hides other processes' files (then set "
+            f"{SEGMENT_VARIABLE}=socket)"
+        ) from error
+    return SharedMemoryEngine(native.Engine(segment, rank, peers, group), None)
+
+
+def _nothing() -> None:
+    """What the creator of a segment that others open below /proc has to end."""
+
+
+def _open(path: str | None, nonce: str, timeout: timedelta) -> Any:
+    """The segment of ``nonce``: at ``path``, or by the descriptor that its creator sends."""
+    if path is not None:
+        return _native.comm.Segment.open(path, nonce)
+    descriptor = descriptors.receive(nonce, timeout.total_seconds())
+    try:
+        return _native.comm.Segment.open(f"/proc/self/fd/{descriptor}", nonce)
+    finally:
+        os.close(descriptor)

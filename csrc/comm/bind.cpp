@@ -78,7 +78,8 @@ void bind_comm(py::module_& m) {
   m.def(
       "process_alive", [](int pid, uint64_t start_time) { return ProcessWatch(pid, start_time).alive(); },
       py::arg("pid"), py::arg("start_time"),
-      "Whether the process with this start time runs: neither gone, nor a zombie, nor another of its number.");
+      "Whether the process with this start time runs: neither gone, nor a zombie, nor another of its "
+      "number.");
   m.def(
       "reduce_supported",
       [](int t, int op) { return reduce_supported(static_cast<DType>(t), static_cast<RedOp>(op)); },
@@ -102,13 +103,13 @@ void bind_comm(py::module_& m) {
   py::class_<Segment>(m, "Segment")
       .def_static(
           "create",
-          [](int world, uint64_t chunk, uint64_t slots, const std::string& nonce,
-             const std::string& posix_name) {
-            return Segment::create({world, chunk, slots}, nonce, posix_name);
+          [](int world, uint64_t chunk, uint64_t slots, const std::string& nonce) {
+            return Segment::create({world, chunk, slots}, nonce);
           },
-          py::arg("world"), py::arg("chunk"), py::arg("slots"), py::arg("nonce"), py::arg("posix_name") = "")
-      .def_static("open", &Segment::open, py::arg("path"), py::arg("nonce"), py::arg("posix"))
+          py::arg("world"), py::arg("chunk"), py::arg("slots"), py::arg("nonce"))
+      .def_static("open", &Segment::open, py::arg("path"), py::arg("nonce"))
       .def_property_readonly("path", &Segment::path)
+      .def_property_readonly("descriptor", &Segment::descriptor)
       .def_property_readonly("nbytes", &Segment::bytes);
 
   py::class_<Handle>(m, "Operation")
@@ -160,7 +161,7 @@ void bind_comm(py::module_& m) {
       .def(
           "close", [](Engine& e, const std::string& reason) { e.close(reason); }, py::arg("reason"),
           py::call_guard<py::gil_scoped_release>())
-      .def("release_name", &Engine::release_name)
+      .def("release_descriptor", &Engine::release_descriptor)
       .def_property_readonly("all_attached", &Engine::all_attached)
       .def_property_readonly("path", &Engine::path)
       .def_property_readonly("sequence", &Engine::sequence)

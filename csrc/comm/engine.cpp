@@ -96,10 +96,7 @@ bool Engine::all_attached() const {
   return true;
 }
 
-void Engine::release_name() {
-  segment_.unlink();
-  segment_.close_descriptor();
-}
+void Engine::release_descriptor() { segment_.close_descriptor(); }
 
 void Engine::ring_others() {
   for (int r = 0; r < world_; ++r)

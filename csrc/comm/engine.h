@@ -93,8 +93,8 @@ class Engine {
   // The last operations, newest last.
   std::vector<std::shared_ptr<Op>> history() const;
   std::string path() const { return segment_.path(); }
-  // Lets go of the segment's name and descriptor once every rank has mapped it.
-  void release_name();
+  // Closes the segment's descriptor, which no rank needs once all have mapped it.
+  void release_descriptor();
   uint64_t sequence() const { return next_seq_; }
 
   // For flows.

@@ -36,13 +36,11 @@ uint64_t ring_count(const Geometry& g) { return g.world + 2ull * g.world * g.wor
 
 uint64_t Segment::size_of(const Geometry& g) { return slots_offset(g) + ring_count(g) * ring_bytes(g); }
 
-Segment Segment::create(const Geometry& g, const std::string& nonce, const std::string& posix_name) {
+Segment Segment::create(const Geometry& g, const std::string& nonce) {
   if (nonce.size() >= sizeof(SegmentHeader::nonce)) throw std::invalid_argument("nonce too long");
   Segment s;
   s.size_ = size_of(g);
-  s.name_ = posix_name;
-  s.fd_ = posix_name.empty() ? memfd_create("mindspeed_ms", MFD_CLOEXEC)
-                             : shm_open(posix_name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  s.fd_ = memfd_create("mindspeed_ms", MFD_CLOEXEC);
   if (s.fd_ < 0) fail("creating a shared-memory segment");
   if (ftruncate(s.fd_, static_cast<off_t>(s.size_)) != 0) fail("sizing a shared-memory segment");
   void* p = mmap(nullptr, s.size_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, s.fd_, 0);
@@ -55,10 +53,9 @@ Segment Segment::create(const Geometry& g, const std::string& nonce, const std::
   return s;
 }
 
-Segment Segment::open(const std::string& path, const std::string& nonce, bool posix) {
+Segment Segment::open(const std::string& path, const std::string& nonce) {
   Segment s;
-  int fd =
-      posix ? shm_open(path.c_str(), O_RDWR | O_CLOEXEC, 0600) : ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
   if (fd < 0) fail("opening the shared-memory segment " + path);
   struct stat st;
   if (fstat(fd, &st) != 0) {
@@ -81,20 +78,11 @@ Segment Segment::open(const std::string& path, const std::string& nonce, bool po
 }
 
 Segment::Segment(Segment&& o) noexcept
-    : base_(std::exchange(o.base_, nullptr)),
-      size_(o.size_),
-      fd_(std::exchange(o.fd_, -1)),
-      name_(std::exchange(o.name_, {})) {}
+    : base_(std::exchange(o.base_, nullptr)), size_(o.size_), fd_(std::exchange(o.fd_, -1)) {}
 
 Segment::~Segment() {
-  unlink();
   close_descriptor();
   if (base_) munmap(base_, size_);
-}
-
-void Segment::unlink() {
-  if (!name_.empty()) shm_unlink(name_.c_str());
-  name_.clear();
 }
 
 void Segment::close_descriptor() {
@@ -103,7 +91,7 @@ void Segment::close_descriptor() {
 }
 
 std::string Segment::path() const {
-  return name_.empty() ? "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(fd_) : name_;
+  return "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(fd_);
 }
 
 RankBlock* Segment::rank(int r) const { return reinterpret_cast<RankBlock*>(base_ + ranks_offset()) + r; }

@@ -107,19 +107,18 @@ class Ring {
 // One group's shared memory, mapped. Pages are touched, and so paid for, only when a ring is used.
 class Segment {
  public:
-  // Anonymous memory file (no name in any file system, so nothing can be left behind), or a POSIX name
-  // `/name` when `posix_name` is given; then unlink() must follow as soon as every rank has mapped it.
-  static Segment create(const Geometry& g, const std::string& nonce, const std::string& posix_name);
-  // `path`: /proc/<pid>/fd/<fd> of the creator, or the POSIX name. Refuses memory that does not carry
+  // An anonymous memory file: it has no name in any file system, so nothing can be left behind.
+  static Segment create(const Geometry& g, const std::string& nonce);
+  // `path`: the creator's path(), or one of a descriptor that it sent. Refuses memory that does not carry
   // `nonce`.
-  static Segment open(const std::string& path, const std::string& nonce, bool posix);
+  static Segment open(const std::string& path, const std::string& nonce);
   Segment(Segment&&) noexcept;
   Segment(const Segment&) = delete;
   ~Segment();
 
-  std::string path() const;  // for open() in another process
-  void unlink();
+  std::string path() const;  // /proc/<pid>/fd/<fd>, for open() in another process
   // The creator's descriptor is what others open; close it once all are attached.
+  int descriptor() const { return fd_; }
   void close_descriptor();
   SegmentHeader* header() const { return reinterpret_cast<SegmentHeader*>(base_); }
   RankBlock* rank(int r) const;
@@ -137,7 +136,6 @@ class Segment {
   char* base_ = nullptr;
   uint64_t size_ = 0;
   int fd_ = -1;
-  std::string name_;
 };
 
 }  // namespace mindspeed_ms::comm

@@ -179,7 +179,7 @@ def train(rank, world, store):
 def test_signals_end_everything(number, tmp_path):
     results = multiprocessing.get_context("spawn").Queue()
     store = ranks.free_store()
-    env = {"MINDSPEED_MS_FLIGHT_DIR": str(tmp_path), "MINDSPEED_MS_SEGMENT": "posix"}
+    env = {"MINDSPEED_MS_FLIGHT_DIR": str(tmp_path), "MINDSPEED_MS_SEGMENT": "socket"}
     processes = ranks.start(train, 2, store.port, results, env=env)
     try:
         store.wait(["running/0", "running/1"], timedelta(seconds=100))
