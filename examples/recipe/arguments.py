@@ -200,7 +200,6 @@ REFUSED_PREFIXES = {
 }
 # Stock flags of other parts of Megatron-LM that are often found in command lines.
 REFUSED_FLAGS = {
-    "async-save": "a save must be complete before training goes on, so that an interruption cannot lose it",
     "use-torch-fsdp2": _FSDP,
     "yaml-cfg": "give flags",
     "wandb-project": "use --tensorboard-dir",

@@ -13,9 +13,9 @@ import os
 import random
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from megatron.core.dist_checkpointing.serialization import (
     get_default_load_sharded_strategy,
     get_default_save_sharded_strategy,
 )
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
@@ -46,6 +47,8 @@ TRACKER = "latest_checkpointed_iteration.txt"
 CHECKSUMS = "checksums.json"
 HISTORY = "loss_history.json"
 CHUNK_BYTES = 1 << 22
+
+Result = TypeVar("Result")
 
 
 def folder(root: str | Path, iteration: int) -> Path:
@@ -164,8 +167,10 @@ def restore_rng(states: list[dict[str, Any]]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of what went wrong; of the first rank's failure where torch collected them."""
+    """First line of what went wrong; of the first rank's failure where torch collected them (on one rank)."""
     if isinstance(error, CheckpointException):
+        if not error.failures:
+            return "another rank says why"
         error = next(iter(error.failures.values()))[0]
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -185,6 +190,8 @@ class Checkpointer:
         self.args, self.model, self.optimizer, self.scheduler = args, model, optimizer, scheduler
         self.progress, self.history = progress, history
         self._last_saved: int | None = None
+        self._in_background = AsyncCallsQueue()
+        self._written_in_background: int | None = None
 
     def _metadata(self) -> dict[str, Any]:
         """How the state dict is sharded; stored beside it and needed again to load it."""
@@ -230,25 +237,52 @@ class Checkpointer:
         return [state for state in states if torch.is_tensor(state.get("step"))]
 
     def save(self) -> None:
-        """Saves the present state; a collective call.
+        """Saves the present state; a collective call. With --async-save other processes write it while
+        training goes on, and `finish_saving` publishes it.
 
         Until the last step, the rename and the tracker file, nothing that was saved before is touched.
 
         Raises:
             RecipeError: a rank could not write; the previous checkpoint stays the newest.
         """
-        args, iteration = self.args, self.progress.iteration
+        iteration = self.progress.iteration
         if self._last_saved == iteration:
             return
-        target = folder(args.save, iteration)
-        part = target.with_name(f"{target.name}.incomplete")
-        failure: BaseException | None = None
+        self.finish_saving(wait=True)
+        request = self._on_all_ranks(iteration, lambda: self._write(self._part(iteration)))
+        self._last_saved = iteration
+        if request is None:
+            self._publish_on_all_ranks(iteration)
+        else:
+            self._in_background.schedule_async_request(request)
+            self._written_in_background = iteration
+
+    def finish_saving(self, wait: bool) -> None:
+        """Publishes what --async-save wrote once every rank's writers are done; a collective call.
+
+        `wait`: until they are; otherwise a save that is not written yet stays for the next call.
+
+        Raises:
+            RecipeError: a rank could not write; the previous checkpoint stays the newest.
+        """
+        iteration = self._written_in_background
+        if iteration is None:
+            return
+        finalize = self._in_background.maybe_finalize_async_calls
+        if self._on_all_ranks(iteration, lambda: finalize(blocking=wait)):
+            self._written_in_background = None
+            self._publish_on_all_ranks(iteration)
+
+    def _part(self, iteration: int) -> Path:
+        """Where the checkpoint of an iteration is written, until it is complete."""
+        target = folder(self.args.save, iteration)
+        return target.with_name(f"{target.name}.incomplete")
+
+    def _on_all_ranks(self, iteration: int, function: Callable[[], Result]) -> Result:
+        """Result of a part of a save; RecipeError on all ranks when it fails on one."""
+        save, failure = self.args.save, None
         try:
-            if is_first_rank():
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir(parents=True)
-            dist.barrier()
-            self._write(part)
+            result = function()
         except (
             OSError,
             RuntimeError,
@@ -258,18 +292,26 @@ class Checkpointer:
             failure = error
         if any_rank(failure is not None):
             raise RecipeError(
-                f"the checkpoint of iteration {iteration} could not be saved in {args.save} "
+                f"the checkpoint of iteration {iteration} could not be saved in {save} "
                 f"({first_line(failure) if failure else 'another rank says why'}); the newest one there is "
-                f"{latest_iteration(args.save) or 'none'}"
+                f"{latest_iteration(save) or 'none'}"
             ) from failure
+        return result
+
+    def _publish_on_all_ranks(self, iteration: int) -> None:
+        target = folder(self.args.save, iteration)
         if is_first_rank():
-            self._publish(part, target)
+            self._publish(iteration, self._part(iteration), target)
         dist.barrier()
-        self._last_saved = iteration
         print_first(f"saved checkpoint of iteration {iteration} in {target}")
 
-    def _write(self, part: Path) -> None:
+    def _write(self, part: Path) -> AsyncRequest | None:
+        """Writes all of a checkpoint to `part`, or with --async-save returns what is left to write."""
         args = self.args
+        if is_first_rank():
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        dist.barrier()
         state = self._sharded_state(not args.no_save_optim, not args.no_save_rng, False, self._metadata())
         state |= {
             "checkpoint_version": 3.0,
@@ -285,12 +327,14 @@ class Checkpointer:
             group = mpu.get_data_parallel_group(with_context_parallel=True)
             strategy = FullyParallelSaveStrategyWrapper(strategy, group)
         function = dist_checkpointing.save
-        function(state, str(part), strategy, **known(function, content_metadata=self._metadata()))
+        options = known(function, content_metadata=self._metadata(), async_sharded_save=args.async_save)
+        request = function(state, str(part), strategy, **options)
         if is_last_rank():
             (part / HISTORY).write_text(self.history.to_json())
         dist.barrier()
+        return request
 
-    def _publish(self, part: Path, target: Path) -> None:
+    def _publish(self, iteration: int, part: Path, target: Path) -> None:
         """Rank 0, everything written: checksums, rename, tracker file; then old checkpoints may go."""
         sums = {str(path.relative_to(part)): crc32(path) for path in files_below(part)}
         write_atomically(part / CHECKSUMS, json.dumps(sums, indent=1))
@@ -300,13 +344,13 @@ class Checkpointer:
             target.rename(replaced)
         part.rename(target)
         before = latest_iteration(target.parent)
-        write_atomically(target.parent / TRACKER, str(self.progress.iteration))
+        write_atomically(target.parent / TRACKER, str(iteration))
         shutil.rmtree(replaced, ignore_errors=True)
         if self.args.log_progress:
             with (target.parent / "progress.txt").open("a") as file:
-                file.write(f"saved iteration {self.progress.iteration}\n")
+                file.write(f"saved iteration {iteration}\n")
         keep = self.args.save_retain_interval
-        if keep and before not in (None, self.progress.iteration) and before % keep:
+        if keep and before not in (None, iteration) and before % keep:
             shutil.rmtree(folder(target.parent, before), ignore_errors=True)
 
     @torch.no_grad()

@@ -318,6 +318,9 @@ class CheckpointSettings:
     ckpt_format: Literal["torch_dist"] = "torch_dist"
     """Megatron-Core's distributed checkpoint format."""
 
+    async_save: bool = False
+    """Write checkpoints in other processes while training goes on."""
+
     ckpt_fully_parallel_save: bool = True
     """Spread the saving over data parallel ranks."""
 

@@ -134,6 +134,7 @@ class Trainer:
         """Trains to the end or to a reason to stop; at the end evaluates, reports, continues the prompt."""
         args = self.args
         reason = None if args.skip_train else self.train()
+        self.checkpointer.finish_saving(wait=True)
         if reason is None and args.eval_iters:
             self.evaluate(self.validation, "validation")
             if self.test[0] is not None:
@@ -158,6 +159,7 @@ class Trainer:
             norm = parameters_norm(self.model) if args.log_params_norm else None
             self.reporter.iteration(progress, result, rate, self.optimizer.get_loss_scale().item(), norm)
             step = progress.iteration
+            self.checkpointer.finish_saving(wait=False)
             if args.manual_gc and args.manual_gc_interval and step % args.manual_gc_interval == 0:
                 gc.collect()
             if (

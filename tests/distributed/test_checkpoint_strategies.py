@@ -37,7 +37,7 @@ def continues(before, after, folder, *saving):
 
 
 def test_tensor_parallel_continues_as_pipeline(tmp_path):
-    continues(STRATEGIES["TP2"], STRATEGIES["PP2"], tmp_path)
+    continues(STRATEGIES["TP2"], STRATEGIES["PP2"], tmp_path, "--async-save")
 
 
 @pytest.mark.slow

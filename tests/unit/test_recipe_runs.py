@@ -96,12 +96,12 @@ def test_loss_plot_is_a_picture(trained):
     "flags",
     [
         [],
-        ["--use-distributed-optimizer", "--bf16"],
+        ["--use-distributed-optimizer", "--bf16", "--async-save"],
         pytest.param(["--fp16", "--initial-loss-scale", "1024"], marks=pytest.mark.slow),
         pytest.param(["--num-experts", "4", "--moe-router-topk", "2"], marks=pytest.mark.slow),
         pytest.param(["--dataloader-type", "cyclic"], marks=pytest.mark.slow),
     ],
-    ids=["fp32", "bf16, distributed optimizer", "fp16", "moe", "cyclic"],
+    ids=["fp32", "bf16, distributed optimizer, saved in the background", "fp16", "moe", "cyclic"],
 )
 def test_resumed_run_repeats_the_uninterrupted_one(plain, data, trained, tmp_path, flags):
     # Dropout is on (0.1), so weights, moments, schedule, data and random generators must all come back.
