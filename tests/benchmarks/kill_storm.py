@@ -3,9 +3,9 @@
     python -m tests.benchmarks.kill_storm [--kills 200] [--quick] [--seed 1] [--json FILE]
 
 Each trial starts the recipe on 2-4 ranks from the newest checkpoint, and sends SIGKILL to one of them at a
-moment drawn from the length of a whole trial, import and connection included. Marks: every other rank ends by
-itself (0 hangs), no shared-memory segment stays, every checkpoint on disk can be read, and at last each
-strategy trains to the end of a trial.
+moment drawn from the length of a whole trial, connection and saves included. Marks: every other rank ends by
+itself (0 hangs), no shared-memory segment and no process stays, every checkpoint on disk can be read, and at
+last each strategy trains to the end of a trial.
 
 Ranks are forked from this process, which has imported everything and used no device, so that a trial costs
 seconds. A rank that is killed before all have joined is nobody's peer yet: the launcher ends the others then,
@@ -31,10 +31,12 @@ import tempfile  # noqa: E402
 import time  # noqa: E402
 from dataclasses import dataclass, field  # noqa: E402
 
+import mindspore  # noqa: E402, F401 - to have it imported, as the next and recipe.train
 import pretrain_gpt  # noqa: E402
 import ranks  # noqa: E402
 import recipe.distributed  # noqa: E402
-import recipe.train  # noqa: E402 - to have it imported
+import recipe.train  # noqa: E402
+import torch._dynamo  # noqa: E402, F401
 from recipe.checkpoint import folder, latest_iteration, saved_iterations, verify  # noqa: E402
 from recipe.errors import RecipeError  # noqa: E402
 from strategies import MOCK, OPTIMIZER, PP2, SP, TP2, Strategy, flags  # noqa: E402
@@ -43,7 +45,7 @@ from tests.benchmarks.report import Report, arguments  # noqa: E402
 
 STRATEGIES = {
     "DP2 + distributed optimizer": Strategy(2, OPTIMIZER),
-    "TP2 + SP": Strategy(2, f"{TP2} {SP}"),
+    "TP2 + SP, saving in the background": Strategy(2, f"{TP2} {SP} --async-save"),
     "PP2": Strategy(2, PP2),
     "DP3": Strategy(3, "--global-batch-size 6"),
     "TP2 x DP2": Strategy(4, TP2),
@@ -55,10 +57,18 @@ TRAINING = (
     f"--num-layers 2 --train-iters 4000 --lr 1e-3 --lr-decay-style constant --exit-interval {ITERATIONS} "
     f"--save-interval {INTERVAL} --save-retain-interval 1000000 --log-interval 1000"
 )
-ALONE_SECONDS, LAUNCHER_SECONDS = 30.0, 30.0
-"""Time in which the others must have ended by themselves; and after the launcher's SIGTERM."""
+ALONE_SECONDS, LAUNCHER_SECONDS, HELPER_SECONDS = 30.0, 30.0, 5.0
+"""Time in which the others must have ended by themselves; after the launcher's SIGTERM; and in which the
+processes that they started, a checkpoint's writers, must be gone."""
 
 SEGMENTS = Path("/dev/shm")
+MARKS = {
+    "hangs": "hangs",
+    "leaked segments": "leaked",
+    "orphaned processes": "orphans",
+    "unreadable checkpoints": "unreadable",
+}
+"""What must be zero -> field of Tally."""
 
 
 @dataclass
@@ -69,6 +79,7 @@ class Trial:
     joined: int
     alive: dict[int, int] = field(default_factory=dict)  # rank -> pid
     codes: dict[int, int] = field(default_factory=dict)
+    sessions: list[int] = field(default_factory=list)  # one per rank, of all processes that it started
 
     def wait(self, seconds: float) -> bool:
         """Reaps ranks that end within ``seconds``; whether none is left."""
@@ -89,6 +100,18 @@ class Trial:
         for pid in self.alive.values():
             os.kill(pid, number)
 
+    def orphans(self) -> list[int]:
+        """Sessions that still have processes HELPER_SECONDS after the ranks ended; those are killed then."""
+        deadline = time.monotonic() + HELPER_SECONDS
+        while left := [session for session in self.sessions if _exists(session)]:
+            if time.monotonic() > deadline:
+                for session in left:
+                    print(f"left of a rank:\n{_commands(session)}", file=sys.stderr)
+                    os.killpg(session, signal.SIGKILL)
+                return left
+            time.sleep(0.02)
+        return []
+
     def all_joined(self, world: int) -> bool:
         """Whether every rank had built its groups by now."""
         os.set_blocking(self.joined, False)
@@ -96,6 +119,28 @@ class Trial:
             return len(os.read(self.joined, world)) == world
         except BlockingIOError:
             return False
+
+
+def _exists(process_group: int) -> bool:
+    try:
+        os.killpg(process_group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _commands(process_group: int) -> str:
+    """Command lines of the processes of a group, for a human to read."""
+    lines = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getpgid(int(process.name)) == process_group:
+                words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                where = (process / "wchan").read_text()
+                lines.append(f"{process.name}, in {where}: {words}")
+        except (ProcessLookupError, FileNotFoundError):  # ended meanwhile
+            continue
+    return "\n".join(lines)
 
 
 class Rank(BaseException):
@@ -106,8 +151,8 @@ class Rank(BaseException):
         self.words, self.joined = words, joined
 
 
-def start(strategy: Strategy, save: Path, log: Path, named: bool) -> Trial:
-    """Forks the ranks. ``named``: their segments have names in the file system. Raises Rank in each."""
+def start(strategy: Strategy, save: Path, log: Path, socket: bool) -> Trial:
+    """Forks the ranks. ``socket``: they share memory over one, not by /proc. Raises Rank in each."""
     words = [*flags(strategy, MOCK), *TRAINING.split(), *strategy.flags.split()]
     words += ["--save", str(save), "--load", str(save)]
     receive, send = os.pipe()
@@ -116,6 +161,7 @@ def start(strategy: Strategy, save: Path, log: Path, named: bool) -> Trial:
     for rank in range(strategy.ranks):
         pid = os.fork()
         if pid == 0:
+            os.setsid()
             os.environ |= {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
@@ -123,7 +169,7 @@ def start(strategy: Strategy, save: Path, log: Path, named: bool) -> Trial:
                 "LOCAL_WORLD_SIZE": str(strategy.ranks),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
-                "MINDSPEED_MS_SEGMENT": "posix" if named else "memfd",
+                "MINDSPEED_MS_SEGMENT": "socket" if socket else "proc",
                 "MINDSPEED_MS_FLIGHT_DIR": str(log.parent),
             }
             file = os.open(log, os.O_WRONLY | os.O_APPEND)
@@ -131,6 +177,7 @@ def start(strategy: Strategy, save: Path, log: Path, named: bool) -> Trial:
                 os.dup2(file, stream.fileno())
             raise Rank(words, send)
         trial.alive[rank] = pid
+        trial.sessions.append(pid)
     os.close(send)
     return trial
 
@@ -176,6 +223,7 @@ class Tally:
     while_joining: int = 0
     hangs: int = 0
     leaked: int = 0
+    orphans: int = 0
     unreadable: int = 0
     ended_after: list[float] = field(default_factory=list)
     checkpoints: int = 0
@@ -184,7 +232,7 @@ class Tally:
 def undisturbed(strategy: Strategy, save: Path, log: Path) -> float:
     """Seconds of a trial without a kill; RuntimeError with the log when it fails."""
     begin = time.monotonic()
-    trial = start(strategy, save, log, named=True)
+    trial = start(strategy, save, log, socket=True)
     ended = trial.wait(600)
     trial.signal(signal.SIGKILL)
     trial.wait(10)
@@ -197,7 +245,7 @@ def undisturbed(strategy: Strategy, save: Path, log: Path) -> float:
 def kill_one(strategy: Strategy, save: Path, log: Path, tally: Tally, draw: random.Random) -> None:
     """One trial: starts, kills, waits for the others, looks for what is left behind."""
     before = segments()
-    trial = start(strategy, save, log, named=draw.random() < 0.5)
+    trial = start(strategy, save, log, socket=draw.random() < 0.5)
     trial.wait(draw.uniform(0, tally.seconds))
     if not trial.alive:  # faster than the undisturbed one: nothing was killed
         os.close(trial.joined)
@@ -218,6 +266,7 @@ def kill_one(strategy: Strategy, save: Path, log: Path, tally: Tally, draw: rand
     trial.signal(signal.SIGKILL)
     trial.wait(10)
     os.close(trial.joined)
+    tally.orphans += len(trial.orphans())
     left = segments() - before
     tally.leaked += len(left)
     for name in left:
@@ -267,13 +316,14 @@ def main() -> int:
             while_joining=tally.while_joining,
             hangs=tally.hangs,
             leaked_segments=tally.leaked,
+            orphans=tally.orphans,
             unreadable_checkpoints=tally.unreadable,
             longest_end_s=max(tally.ended_after, default=None),
             checkpoints_at_the_end=tally.checkpoints,
         )
-    for name in ("hangs", "leaked", "unreadable"):
+    for what, name in MARKS.items():
         total = sum(getattr(tally, name) for tally in tallies.values())
-        report.mark(f"0 {name}", total == 0, str(total))
+        report.mark(f"0 {what}", total == 0, str(total))
     return report.finish()
 
 
