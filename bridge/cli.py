@@ -30,6 +30,11 @@ def _parser() -> argparse.ArgumentParser:
     add.set_defaults(do=run.execute)
 
     add = commands.add_parser("doctor", help="examine the installation and say what to do")
+    add.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="first measure for some minutes which kernels are fastest here; later runs use the result",
+    )
     add.set_defaults(do=_doctor)
 
     add = commands.add_parser("coverage", help="report of a run: calls and time per operator and route")
@@ -48,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 def _doctor(options: argparse.Namespace) -> int:
     from mindspeed_ms import doctor
 
-    return doctor.main()
+    return doctor.main(options.calibrate)
 
 
 def _coverage(options: argparse.Namespace) -> int:

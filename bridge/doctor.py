@@ -104,8 +104,23 @@ def _device() -> Iterator[Finding]:
     yield Finding("96x96 matmul on npu", value, advice)
 
 
+def _routes() -> Iterator[Finding]:
+    from mindspeed_ms.ops import auto
+
+    file = auto.path()
+    value = "as shipped" if file == auto.DEFAULT else str(file)
+    old = file == auto.DEFAULT and auto.measured().exists()
+    advice = (
+        f"{auto.measured()} was measured on another machine or with other versions: "
+        "run mindspeed-ms doctor --calibrate"
+        if old
+        else ""
+    )
+    yield Finding("routes", value, advice)
+
+
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    *(_versions, _patch_targets, _extensions, _threads, _shared_memory, _device),
+    *(_versions, _patch_targets, _extensions, _threads, _shared_memory, _routes, _device),
 )
 
 
@@ -120,8 +135,12 @@ def examine() -> Iterator[Finding]:
             yield Finding(name, "failed", f"{type(error).__name__}: {error}")
 
 
-def main() -> int:
-    """Print the report; 1 if something is off, else 0."""
+def main(calibrate: bool = False) -> int:
+    """Print the report, with `calibrate` after measuring this machine's routes; 1 if something is off."""
+    if calibrate:
+        from mindspeed_ms.ops import calibrate as calibration
+
+        print(f"routes measured on this machine are kept in {calibration.keep()}", flush=True)
     off = 0
     for finding in examine():
         off += bool(finding.advice)

@@ -1,4 +1,8 @@
-"""Memory statistics of device npu: bytes of the live storages, counted by the allocator."""
+"""Memory statistics of device npu, counted by the allocator (csrc/runtime/block_cache.h).
+
+Allocated are the bytes of live storages; reserved are these and the blocks that the process keeps for later
+allocations. Kept blocks belong to no device: each device's statistics include them.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,18 @@ def max_memory_allocated(device: Any = None) -> int:
     return _runtime.memory_stats(device_index(device))["peak"]
 
 
-# Nothing is cached: what is reserved is what is allocated.
-memory_reserved = memory_cached = memory_allocated
-max_memory_reserved = max_memory_cached = max_memory_allocated
+def memory_reserved(device: Any = None) -> int:
+    """:func:`memory_allocated` and the bytes kept for later allocations."""
+    return _runtime.memory_stats(device_index(device))["reserved"]
+
+
+def max_memory_reserved(device: Any = None) -> int:
+    """Highest :func:`memory_reserved` since the start or the last reset."""
+    return _runtime.memory_stats(device_index(device))["reserved_peak"]
+
+
+memory_cached = memory_reserved
+max_memory_cached = max_memory_reserved
 
 
 def reset_peak_memory_stats(device: Any = None) -> None:
@@ -40,9 +53,12 @@ def memory_stats(device: Any = None) -> dict[str, int]:
     """The keys of ``torch.cuda.memory_stats`` that have a meaning here; others read 0."""
     s = _runtime.memory_stats(device_index(device))
     stats = collections.defaultdict(int)
-    for kind in ("allocated_bytes", "reserved_bytes", "active_bytes", "requested_bytes"):
+    for kind in ("allocated_bytes", "active_bytes", "requested_bytes"):
         stats[f"{kind}.all.current"] = s["allocated"]
         stats[f"{kind}.all.peak"] = s["peak"]
+    stats["reserved_bytes.all.current"] = s["reserved"]
+    stats["reserved_bytes.all.peak"] = s["reserved_peak"]
+    stats["segment.all.allocated"] = s["mapped"]
     stats["allocation.all.current"] = s["allocations"] - s["frees"]
     stats["allocation.all.allocated"] = s["allocations"]
     stats["allocation.all.freed"] = s["frees"]
@@ -60,17 +76,19 @@ def memory_summary(device: Any = None, abbreviated: bool = False) -> str:
     s = _runtime.memory_stats(device_index(device))
     return (
         f"npu:{device_index(device)} allocated {s['allocated'] / 2**20:.1f} MiB, "
-        f"peak {s['peak'] / 2**20:.1f} MiB, {s['allocations'] - s['frees']} live storages"
+        f"peak {s['peak'] / 2**20:.1f} MiB, reserved {s['reserved'] / 2**20:.1f} MiB, "
+        f"{s['allocations'] - s['frees']} live storages"
     )
 
 
 def memory_snapshot(*_: Any, **__: Any) -> list:
-    """No segments: there is no caching allocator to describe."""
+    """Empty: blocks are mapped one by one, there are no segments to describe."""
     return []
 
 
 def empty_cache() -> None:
-    """Nothing is cached."""
+    """Gives the memory that is kept for later allocations back to the system."""
+    _runtime.empty_cache()
 
 
 def ipc_collect() -> None:

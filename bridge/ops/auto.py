@@ -1,17 +1,20 @@
 """Route auto: for each operator and dtype the fastest correct route below and above a size.
 
-The table is ``auto_routes.json`` beside this file, measured by :mod:`.calibrate`:
-``{"routes": {operator: {dtype: [below, above, numel]}}}``. Operators and dtypes that it does not name run on
-the host. MINDSPEED_MS_AUTO_ROUTES names another file, for instance one measured on the machine at hand.
+A table is a file ``{"routes": {operator: {dtype: [below, above, numel]}}, "machine": ...}`` written by
+:mod:`.calibrate`. Operators and dtypes that it does not name run on the host. Taken is the file that
+MINDSPEED_MS_AUTO_ROUTES names, else what ``mindspeed-ms doctor --calibrate`` measured on this very machine
+with these versions, else ``auto_routes.json`` beside this module.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from mindspeed_ms import __version__
 from mindspeed_ms.ops.fences import precise
 from mindspeed_ms.ops.registry import Lowering
 
@@ -19,8 +22,38 @@ VARIABLE = "MINDSPEED_MS_AUTO_ROUTES"
 DEFAULT = Path(__file__).with_name("auto_routes.json")
 
 
+def machine() -> dict[str, str | int]:
+    """What the measured times depend on: a table made elsewhere says nothing here."""
+    cpu = Path("/proc/cpuinfo")
+    names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": names[0].partition(":")[2].strip() if names else "unknown",
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "mindspore": version("mindspore"),
+        "mindspeed_ms": __version__,
+    }
+
+
+def measured() -> Path:
+    """Where ``mindspeed-ms doctor --calibrate`` keeps the table of this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspeed_ms" / DEFAULT.name
+
+
+def is_current(file: Path) -> bool:
+    """Whether `file` was measured on this machine with these versions."""
+    try:
+        return json.loads(file.read_text())["machine"] == machine()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def path() -> Path:
-    return Path(os.environ.get(VARIABLE) or DEFAULT)
+    """The file in force."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named)
+    return measured() if is_current(measured()) else DEFAULT
 
 
 def apply(table: dict[str, Lowering]) -> None:

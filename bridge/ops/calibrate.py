@@ -1,10 +1,11 @@
 """Measures every lowering on its routes and writes the table of route auto.
 
-    python -m mindspeed_ms.ops.calibrate [--output FILE] [--only OPERATOR ...] [--threads N]
+    mindspeed-ms doctor --calibrate          keeps the table for later runs on this machine
+    python -m mindspeed_ms.ops.calibrate [--output FILE] [--only OPERATOR ...]      remakes the shipped one
 
-For each operator and dtype, calls of four sizes are timed on every route in turn; the fastest is taken, with
-MindSpore or csrc preferred where they are within 10 % of the host route, and the size where it changes. A
-route whose result differs from float64 by more than torch's own tolerance for the dtype is left out.
+For each operator and dtype, calls of four sizes are timed on every route in turn; the fastest is taken, by
+the weights of PREFERENCE, and the size where it changes. A route whose result differs from float64 by more
+than torch's own tolerance for the dtype is left out.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ import torch.nn.functional as F
 SIDES = (16, 64, 256, 1024)
 """Calls are measured on square matrices of these sides."""
 
-TIE = 1.1
-"""Slowdown against the host route at which MindSpore or csrc is still taken: repeated runs differ by it."""
+PREFERENCE = {"csrc": 1.0, "mindspore": 1.1, "host": 1.2}
+"""What times count by. Repeated runs differ by a tenth; then csrc is better, as its threads are those of the
+fused kernels around it and its results lie in memory that is used again. torch's own kernels come last."""
+
+MEASURED = (torch.float32, torch.bfloat16, torch.float16)
+"""dtypes that are measured; others run on the host."""
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2, torch.float64: 1e-7}
 """Largest error, relative to the largest value of the result."""
@@ -80,7 +85,7 @@ CALLS: dict[str, Call] = {
     ),
     "aten::embedding": lambda x, y, p, i: F.embedding(i[:, 0], x),
     "aten::embedding_dense_backward": lambda x, y, p, i: aten.embedding_dense_backward(
-        x, i[:, 0].contiguous(), 16, -1, False
+        x, i[:, 0].contiguous(), 4 * x.shape[0], -1, False
     ),
     "aten::index_select": lambda x, y, p, i: x.index_select(0, i[:, 0]),
     "aten::cat": lambda x, y, p, i: torch.cat([x, y]),
@@ -146,8 +151,7 @@ def choose(seconds: dict[str, list[float]]) -> tuple[str, str, int]:
     """(route below, route above, elements where it changes) from :func:`measure`."""
 
     def best(index: int) -> str:
-        ranked = sorted(seconds, key=lambda route: seconds[route][index] * (TIE if route == "host" else 1))
-        return ranked[0]
+        return min(seconds, key=lambda route: seconds[route][index] * PREFERENCE[route])
 
     winners = [best(index) for index in range(len(SIDES))]
     change = len(SIDES) - 1
@@ -183,6 +187,33 @@ def calibrate(names: Sequence[str], dtypes: Sequence[torch.dtype]) -> dict[str, 
     return routes
 
 
+def start() -> None:
+    """Switches the device on."""
+    import mindspeed_ms.patch  # noqa: F401
+    from mindspeed_ms import _runtime
+
+    _runtime.ensure_initialized()
+
+
+def write(routes: dict[str, dict[str, list[Any]]], file: Path) -> None:
+    """Writes the table, an operator a line."""
+    from mindspeed_ms.ops import auto
+
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(routes[name])}" for name in sorted(routes))
+    text = f'{{\n "machine": {json.dumps(auto.machine())},\n "routes": {{\n{lines}\n }}\n}}\n'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def keep() -> Path:
+    """Measures everything and keeps the table for later runs on this machine; returns its file."""
+    from mindspeed_ms.ops import auto
+
+    start()
+    write(calibrate(sorted(CALLS), MEASURED), auto.measured())
+    return auto.measured()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     from mindspeed_ms.ops import auto
 
@@ -196,20 +227,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only", nargs="*", choices=sorted(CALLS), help="operators to measure; the others stay"
     )
     parser.add_argument(
-        "--dtypes", nargs="*", default=["float32", "bfloat16", "float16"], help="dtypes to measure"
+        "--dtypes",
+        nargs="*",
+        default=[str(dtype).removeprefix("torch.") for dtype in MEASURED],
+        help="dtypes to measure",
     )
     options = parser.parse_args(arguments)
 
-    import mindspeed_ms.patch  # noqa: F401
-    from mindspeed_ms import _runtime
-
-    _runtime.ensure_initialized()
+    start()
     routes = json.loads(auto.path().read_text())["routes"] if options.only else {}
     names = options.only or sorted(CALLS)
     for name in names:
         routes.pop(name, None)
     routes |= calibrate(names, [getattr(torch, dtype) for dtype in options.dtypes])
-    options.output.write_text(json.dumps({"routes": dict(sorted(routes.items()))}, indent=1) + "\n")
+    write(routes, options.output)
     return 0
 
 

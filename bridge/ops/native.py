@@ -12,12 +12,13 @@ from math import prod
 from typing import Any
 
 import torch
-from mindspeed_ms.kernels import aten, matmul
+from mindspeed_ms.kernels import aten, matmul, moving
 from mindspeed_ms.ops import schemas
 from mindspeed_ms.ops.registry import Lowering
 
 F32 = (torch.float32,)
 NATIVE = (torch.float32, torch.bfloat16, torch.float16)
+ANY = (*NATIVE, torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 Tensor = torch.Tensor
 Kernel = Callable[..., Any]
 
@@ -137,6 +138,10 @@ def embedding_backward(
     return aten.embedding_dense_backward(grad, indices, rows, padding_idx, scale_by_freq)
 
 
+def cat(tensors: Sequence[Tensor], dim: int) -> Any:
+    return moving.cat(tensors, dim) if moving.joins(tensors, dim) else NotImplemented
+
+
 def _kernels() -> dict[str, tuple[Kernel, Kernel | None, tuple[torch.dtype, ...]]]:
     """Operator -> kernel, in-place kernel, dtypes."""
     found: dict[str, tuple[Kernel, Kernel | None, tuple[torch.dtype, ...]]] = {
@@ -170,6 +175,8 @@ def _kernels() -> dict[str, tuple[Kernel, Kernel | None, tuple[torch.dtype, ...]
         "aten::native_layer_norm": (layer_norm, None, F32),
         "aten::native_layer_norm_backward": (layer_norm_backward, None, F32),
         "aten::embedding_dense_backward": (embedding_backward, None, F32),
+        "aten::cat": (cat, None, ANY),
+        "aten::zero": (moving.zero, moving.zero_, ANY),
     }
 
 

@@ -90,25 +90,21 @@ class Product {
 
   void run() {
     const bool widen = a_.dtype == kF16 || (a_.dtype == kBF16 && g_widen_bfloat16);
-    if (!widen && c_.dtype == kF32) return call(a_, b_, c_, m_, n_);
+    if (!widen && c_.dtype == kF32) return call(a_, b_, c_, m_, n_, k_, beta_);
     static auto* shared = new Scratch;
     static auto* owner = new std::mutex;
     std::unique_lock<std::mutex> lock(*owner, std::try_to_lock);
     Scratch own;
     Scratch& scratch = lock.owns_lock() ? *shared : own;
-    // The longer side goes in panels, the other operand is widened once.
+    // The longer side goes in panels, and so does the depth: scratch stays small whatever the shapes.
     const bool by_rows = m_ >= n_;
-    const Dim side = by_rows ? m_ : n_;
-    const Dim step = std::min(side, std::max<Dim>(kPanel / std::max({k_, m_ < n_ ? m_ : n_, Dim{1}}) / 64 * 64, 64));
-    const Matrix whole = by_rows ? b_ : a_;
-    const Matrix fixed =
-        widen ? widened(whole, by_rows ? k_ : m_, by_rows ? n_ : k_, scratch.get(0, k_ * std::min(m_, n_))) : whole;
+    const Dim side = std::max(m_, n_), other = std::min(m_, n_);
+    const Dim depth = std::max<Dim>(widen ? std::min(k_, kDepth) : k_, 1);
+    const Dim step = std::min(side, std::max<Dim>(kPanel / std::max({depth, other, Dim{1}}) / 64 * 64, 64));
+    const Matrix whole = by_rows ? b_ : a_, parts = by_rows ? a_ : b_;
+    Matrix fixed = whole;
     for (Dim begin = 0; begin < side; begin += step) {
       const Dim count = std::min(step, side - begin);
-      Matrix moving = by_rows ? a_ : b_;
-      moving.data = by_rows ? moving.at(begin, 0) : moving.at(0, begin);
-      if (widen)
-        moving = widened(moving, by_rows ? count : k_, by_rows ? k_ : count, scratch.get(1, k_ * count));
       const Dim rows = by_rows ? count : m_, cols = by_rows ? n_ : count;
       const Ptr target = by_rows ? c_.at(begin, 0) : c_.at(0, begin);
       Matrix out{target, c_.dtype, c_.ld, false};
@@ -116,13 +112,29 @@ class Product {
         out = {reinterpret_cast<Ptr>(scratch.get(2, rows * cols)), kF32, cols, false};
         if (beta_ != 0.0f) convert(target, out.data, rows, cols, c_.ld, cols, c_.dtype, kF32);
       }
-      call(by_rows ? moving : fixed, by_rows ? fixed : moving, out, rows, cols);
+      Dim from = 0;
+      do {
+        const Dim deep = std::min(depth, k_ - from);
+        Matrix moving = parts;
+        moving.data = by_rows ? parts.at(begin, from) : parts.at(from, begin);
+        if (widen) {
+          moving = widened(moving, by_rows ? count : deep, by_rows ? deep : count, scratch.get(1, deep * count));
+          if (begin == 0 || depth < k_) {  // else it still lies there
+            fixed = whole;
+            fixed.data = by_rows ? whole.at(from, 0) : whole.at(0, from);
+            fixed = widened(fixed, by_rows ? deep : m_, by_rows ? n_ : deep, scratch.get(0, deep * other));
+          }
+        }
+        call(by_rows ? moving : fixed, by_rows ? fixed : moving, out, rows, cols, deep, from ? 1.0f : beta_);
+        from += depth;
+      } while (from < k_);
       if (c_.dtype != kF32) convert(out.data, target, rows, cols, cols, c_.ld, kF32, c_.dtype);
     }
   }
 
  private:
   static constexpr Dim kPanel = 2 * 1024 * 1024;  // elements: a panel stays in the outer cache
+  static constexpr Dim kDepth = 2048;             // a deeper product is a sum of products, in float32
   static constexpr auto convert = MSK_SELECT(convert_matrix);
 
   // The rows x cols operand in float32, laid out as it is.
@@ -133,14 +145,14 @@ class Product {
     return {place, kF32, cols, x.turned};
   }
 
-  void call(Matrix a, Matrix b, Matrix c, Dim m, Dim n) const {
+  void call(Matrix a, Matrix b, Matrix c, Dim m, Dim n, Dim k, float beta) const {
     const char turn_a = a.turned ? 'T' : 'N', turn_b = b.turned ? 'T' : 'N';
     if (a.dtype == kF32)
-      check(g_float32(turn_a, turn_b, m, n, k_, alpha_, as<const float>(a.data), a.ld, as<const float>(b.data),
-                      b.ld, beta_, as<float>(c.data), c.ld, &threads()));
+      check(g_float32(turn_a, turn_b, m, n, k, alpha_, as<const float>(a.data), a.ld, as<const float>(b.data),
+                      b.ld, beta, as<float>(c.data), c.ld, &threads()));
     else
-      check(g_bfloat16(turn_a, turn_b, m, n, k_, alpha_, as<const std::uint16_t>(a.data), a.ld,
-                       as<const std::uint16_t>(b.data), b.ld, beta_, as<float>(c.data), c.ld, &threads()));
+      check(g_bfloat16(turn_a, turn_b, m, n, k, alpha_, as<const std::uint16_t>(a.data), a.ld,
+                       as<const std::uint16_t>(b.data), b.ld, beta, as<float>(c.data), c.ld, &threads()));
   }
 
   Matrix a_, b_, c_;

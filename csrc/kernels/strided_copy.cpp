@@ -100,8 +100,33 @@ void copy_to_contiguous(Ptr from, Ptr to, std::vector<std::int64_t> shape, std::
   throw std::invalid_argument("copy_to_contiguous: elements of " + std::to_string(item) + " bytes");
 }
 
+// `rows` runs of `width` bytes, `from_step` and `to_step` bytes apart.
+void copy_rows(Ptr from, Ptr to, std::int64_t rows, std::int64_t width, std::int64_t from_step,
+               std::int64_t to_step) {
+  if (rows > 1 && width == from_step && width == to_step) return copy_rows(from, to, 1, rows * width, 0, 0);
+  constexpr std::int64_t kTask = 256 * 1024;
+  const std::int64_t across = std::max<std::int64_t>((width + kTask - 1) / kTask, 1);
+  parallel_blocks(
+      rows * across, rows_per_task(std::min(width, kTask)), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t task = begin; task < end; ++task) {
+          const std::int64_t row = task / across, at = task % across * kTask;
+          std::memcpy(as<char>(to) + row * to_step + at, as<const char>(from) + row * from_step + at,
+                      static_cast<std::size_t>(std::min(kTask, width - at)));
+        }
+      });
+}
+
+void zero(Ptr to, std::int64_t nbytes) {
+  parallel_blocks(nbytes, 1024 * 1024, [&](std::int64_t begin, std::int64_t end) {
+    std::memset(as<char>(to) + begin, 0, static_cast<std::size_t>(end - begin));
+  });
+}
+
 void bind_strided_copy(pybind11::module_& m) {
-  m.def("copy_to_contiguous", &copy_to_contiguous, pybind11::call_guard<pybind11::gil_scoped_release>());
+  const pybind11::call_guard<pybind11::gil_scoped_release> nogil;
+  m.def("copy_to_contiguous", &copy_to_contiguous, nogil);
+  m.def("copy_rows", &copy_rows, nogil);
+  m.def("zero", &zero, nogil);
 }
 
 }  // namespace mindspeed_ms::kernels

@@ -25,16 +25,18 @@ class NpuAllocator final : public c10::DeviceAllocator {
     default_copy_data(dest, src, count);
   }
   bool initialized() override { return is_initialized(); }
-  void emptyCache(c10::MempoolId_t) override {}  // memory goes back to its owner when a storage dies
+  void emptyCache(c10::MempoolId_t) override { empty_cache(); }
   void recordStream(const c10::DataPtr&, c10::Stream) override {}  // streams run in order on the CPU target
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex device) override {
     auto& s = memory_stats(device);
     c10::CachingDeviceAllocator::DeviceStats out;
     constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-    for (auto* bytes : {&out.allocated_bytes, &out.reserved_bytes, &out.active_bytes, &out.requested_bytes}) {
+    for (auto* bytes : {&out.allocated_bytes, &out.active_bytes, &out.requested_bytes}) {
       (*bytes)[all].current = s.allocated;
       (*bytes)[all].peak = s.peak;
     }
+    out.reserved_bytes[all].current = reserved_memory(device);
+    out.reserved_bytes[all].peak = s.reserved_peak;
     out.allocation[all].current = s.allocations - s.frees;
     out.allocation[all].allocated = s.allocations;
     out.allocation[all].freed = s.frees;

@@ -1,12 +1,12 @@
 #include "runtime/memory.h"
 
-#include <c10/core/CPUAllocator.h>
 #include <pybind11/pybind11.h>
 #include <sys/mman.h>
 
 #include <array>
 #include <cstring>
 
+#include "runtime/block_cache.h"
 #include "runtime/opaque.h"
 
 namespace py = pybind11;
@@ -18,6 +18,12 @@ std::array<MemoryStats, 64> g_stats;
 bool g_opaque = false;
 
 void delete_memory(void* ctx) { delete static_cast<Memory*>(ctx); }
+
+void raise(std::atomic<int64_t>& peak, int64_t now) {
+  int64_t before = peak;
+  while (now > before && !peak.compare_exchange_weak(before, now)) {
+  }
+}
 
 // Storages die on any thread, with or without the GIL, and after the interpreter has gone.
 void release(PyObject* object) {
@@ -33,15 +39,20 @@ MemoryStats& memory_stats(c10::DeviceIndex device) { return g_stats.at(device); 
 void reset_peak_memory(c10::DeviceIndex device) {
   auto& stats = memory_stats(device);
   stats.peak = stats.allocated.load();
+  stats.reserved_peak = reserved_memory(device);
 }
+
+int64_t reserved_memory(c10::DeviceIndex device) {
+  return memory_stats(device).allocated + (g_opaque ? 0 : block_cache::stats().overhead);
+}
+
+void empty_cache() { block_cache::release_all(); }
 
 Memory::Memory(size_t nbytes, c10::DeviceIndex device) : nbytes_(nbytes), device_(device) {
   auto& stats = memory_stats(device);
-  int64_t now = stats.allocated += static_cast<int64_t>(nbytes);
+  raise(stats.peak, stats.allocated += static_cast<int64_t>(nbytes));
+  raise(stats.reserved_peak, reserved_memory(device));
   ++stats.allocations;
-  int64_t peak = stats.peak;
-  while (now > peak && !stats.peak.compare_exchange_weak(peak, now)) {
-  }
 }
 
 Memory::~Memory() {
@@ -83,7 +94,7 @@ c10::DataPtr allocate_bytes(size_t nbytes, c10::DeviceIndex device) {
   if (g_opaque) {
     return make_data_ptr(new OpaqueMemory(nullptr, at::ScalarType::Undefined, nbytes, device), device);
   }
-  c10::Storage cpu(c10::Storage::use_byte_size_t(), nbytes, c10::GetCPUAllocator(), /*resizable=*/true);
+  c10::Storage cpu(c10::Storage::use_byte_size_t(), nbytes, block_cache::allocator(), /*resizable=*/true);
   return make_data_ptr(new HostMemory(std::move(cpu), device), device);
 }
 

@@ -15,10 +15,14 @@ namespace mindspeed_ms {
 
 // Bytes held by live npu storages of one device.
 struct MemoryStats {
-  std::atomic<int64_t> allocated{0}, peak{0}, allocations{0}, frees{0};
+  std::atomic<int64_t> allocated{0}, peak{0}, reserved_peak{0}, allocations{0}, frees{0};
 };
 MemoryStats& memory_stats(c10::DeviceIndex device);
 void reset_peak_memory(c10::DeviceIndex device);
+// Allocated bytes and what the process keeps besides for later allocations (which no device owns).
+int64_t reserved_memory(c10::DeviceIndex device);
+// Gives memory that is kept for later allocations back to the system.
+void empty_cache();
 
 // What backs an npu storage. It is the context of the storage's DataPtr, so torch decides its life.
 class Memory {

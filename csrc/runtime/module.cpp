@@ -6,6 +6,7 @@
 #include "aten/host_route.h"
 #include "aten/lowering.h"
 #include "aten/routes.h"
+#include "runtime/block_cache.h"
 #include "runtime/device.h"
 #include "runtime/generator.h"
 #include "runtime/memory.h"
@@ -45,10 +46,14 @@ void bind_device(py::module_& m) {
     py::dict out;
     out["allocated"] = s.allocated.load();
     out["peak"] = s.peak.load();
+    out["reserved"] = reserved_memory(static_cast<c10::DeviceIndex>(d));
+    out["reserved_peak"] = s.reserved_peak.load();
+    out["mapped"] = block_cache::stats().mapped;
     out["allocations"] = s.allocations.load();
     out["frees"] = s.frees.load();
     return out;
-  }, "Bytes now and at peak, and counts, of live npu storages of one device.");
+  }, "Bytes now and at peak, and counts, of live npu storages of one device; reserved: with what is kept for others.");
+  m.def("empty_cache", &empty_cache, "Gives memory that is kept for later allocations back to the system.");
   m.def("reset_peak_memory", [](int d) { reset_peak_memory(static_cast<c10::DeviceIndex>(d)); });
 }
 

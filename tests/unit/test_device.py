@@ -210,6 +210,53 @@ def test_memory_statistics_are_true() -> None:
     assert "MiB" in torch.cuda.memory_summary()
 
 
+@needs_addresses
+def test_large_blocks_are_used_again() -> None:
+    def kept() -> int:
+        return torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+    torch.cuda.empty_cache()
+    before = kept()
+    block = torch.ones(8 * MIB, dtype=torch.uint8, device="cuda")
+    address = block.data_ptr()
+    del block
+    assert kept() == before + 8 * MIB
+    block = torch.empty(2 * MIB, device="cuda")
+    assert block.data_ptr() == address
+    del block
+    torch.cuda.empty_cache()
+    assert kept() == before
+    torch.empty(8 * MIB, device="cuda")
+    assert kept() == before, "what nobody wrote to is no memory worth keeping"
+
+
+KEPT = """
+import mindspeed_ms.patch, torch
+
+def block(mib): return torch.ones(mib * 2**20, dtype=torch.uint8, device="cuda")
+def kept(): return (torch.cuda.memory_reserved() - torch.cuda.memory_allocated()) // 2**20
+
+large = block(64)
+del large
+assert kept() == 64, kept()
+other = block(40)  # 64 MiB would be too wasteful for it
+assert kept() == 24, kept()  # all that was ever in use, less the 40 MiB
+pieces = [block(4) for _ in range(4)]
+assert kept() == 8, kept()
+del pieces
+assert kept() == 24, kept()
+third = block(20)
+assert kept() == 4, kept()
+assert torch.cuda.max_memory_reserved() // 2**20 == 64, torch.cuda.max_memory_reserved()
+"""
+
+
+@needs_addresses
+def test_kept_blocks_never_enlarge_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_streams_and_events() -> None:
     main = torch.cuda.current_stream()
     side = torch.cuda.Stream()

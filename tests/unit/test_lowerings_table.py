@@ -109,11 +109,8 @@ def test_the_shipped_table_is_in_force() -> None:
                 assert handle.auto_route(getattr(torch, dtype), numel - 1) == below
 
 
-def test_large_products_run_on_mindspore() -> None:
-    for name in ("aten::mm", "aten::bmm"):
-        assert registry.table[name].handle.auto_route(torch.float32, 1024 * 512) == "mindspore"
-    # MindSpore's operator gives a new product only; its GEMM, called directly, adds to what is there.
-    for name in ("aten::addmm", "aten::baddbmm"):
+def test_large_products_run_on_mindspores_gemm_called_directly() -> None:
+    for name in ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"):
         assert registry.table[name].handle.auto_route(torch.float32, 1024 * 512) == "csrc"
 
 
@@ -122,12 +119,26 @@ def test_large_products_run_on_mindspore() -> None:
     [
         ({"host": [1, 1, 1, 1], "csrc": [2, 2, 2, 2]}, ("host", "host", 0)),
         ({"host": [1, 1, 1, 1], "csrc": [1.09] * 4}, ("csrc", "csrc", 0)),
+        ({"mindspore": [1, 1, 1, 1], "csrc": [1.09] * 4, "host": [2] * 4}, ("csrc", "csrc", 0)),
         ({"host": [1, 1, 9, 9], "mindspore": [5, 5, 5, 5]}, ("host", "mindspore", 256**2)),
         ({"host": [1, 9, 1, 9], "mindspore": [5, 5, 5, 5]}, ("host", "mindspore", 1024**2)),
     ],
 )
 def test_calibration_takes_the_fastest(seconds: dict[str, list[float]], wanted: tuple[str, str, int]) -> None:
     assert calibrate.choose(seconds) == wanted
+
+
+def test_what_was_measured_here_is_in_force_here_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(auto.VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert auto.path() == auto.DEFAULT
+    calibrate.write({"aten::mm": {"float32": ["host", "csrc", 4]}}, auto.measured())
+    assert auto.path() == auto.measured()
+    assert json.loads(auto.path().read_text())["routes"] == {"aten::mm": {"float32": ["host", "csrc", 4]}}
+    monkeypatch.setattr(auto, "machine", lambda: {"cpu": "another"})
+    assert auto.path() == auto.DEFAULT
 
 
 def test_calibration_measures_and_leaves_wrong_routes_out(monkeypatch: pytest.MonkeyPatch) -> None:
