@@ -67,8 +67,9 @@ class _CrossEntropy(torch.autograd.Function):
         wide = {"dtype": torch.float32, "device": logits.device}
         peak = torch.empty(rows, **wide)
         sums = torch.empty((3 if smoothing else 2, rows), **wide)
-        launch("cross_entropy_max", logits, pointer(logits), pointer(peak), rows, cols, dtype_code(logits))
         if ranks > 1:
+            code = dtype_code(logits)
+            launch("cross_entropy_max", logits, pointer(logits), pointer(peak), rows, cols, code)
             dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
         launch(
             "cross_entropy_sums",
@@ -81,6 +82,7 @@ class _CrossEntropy(torch.autograd.Function):
             cols,
             first,
             smoothing,
+            ranks == 1,
             dtype_code(logits),
         )
         if ranks > 1:

@@ -42,7 +42,7 @@ def _operand(x: Tensor) -> tuple[Tensor, int, bool]:
     """x (rows, cols) with one unit stride, its leading dimension, and whether it lies transposed."""
     rows, cols = x.shape[-2:]
     if x.stride(-1) == 1 or cols == 1:
-        if cols == 1 or x.stride(-2) >= cols:
+        if rows == 1 or x.stride(-2) >= cols:  # not an expanded row, whose stride is 0
             return x, max(x.stride(-2) if rows > 1 else cols, cols), False
     elif (x.stride(-2) == 1 or rows == 1) and x.stride(-1) >= rows:
         return x, x.stride(-1), True

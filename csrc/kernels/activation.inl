@@ -12,7 +12,7 @@ struct Logistic {
 };
 MSK_INLINE Logistic logistic(vf minus_z) {
   const vf e = exp(minus_z);
-  const vf value = 1.0f / (1.0f + e);
+  const vf value = reciprocal(1.0f + e);
   // The bound turns inf * 0 into the 0 * 1 it stands for.
   return {value, at_most(e, splat(1e38f)) * value};
 }
@@ -26,7 +26,7 @@ struct GeluTanh {
   static MSK_INLINE vf minus_two_u(vf c) {
     return c * fma(c * c, splat(-kTwoRoot * kCubic), splat(-kTwoRoot));
   }
-  static MSK_INLINE vf value(vf x) { return x / (1.0f + exp(minus_two_u(clip(x)))); }
+  static MSK_INLINE vf value(vf x) { return x * reciprocal(1.0f + exp(minus_two_u(clip(x)))); }
   static MSK_INLINE Slope slope(vf x) {
     const vf c = clip(x);
     const Logistic s = logistic(minus_two_u(c));
@@ -49,7 +49,7 @@ template <int kAThousandth>
 struct Swish {
   static constexpr float kA = kAThousandth * 1e-3f;
   // For x below -88 the exponential is infinite and the value -0, as it should be, but x = -inf gives NaN.
-  static MSK_INLINE vf value(vf x) { return x / (1.0f + exp(-kA * x)); }
+  static MSK_INLINE vf value(vf x) { return x * reciprocal(1.0f + exp(-kA * x)); }
   static MSK_INLINE Slope slope(vf x) {
     const Logistic s = logistic(-kA * x);
     // The bound keeps inf * 0 out of the slope; the complement is 0 there.
@@ -173,12 +173,14 @@ inline void activation_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr dx,
         return;
       }
       const RowParts split = split_rows(rows, cols, 2 * cols * static_cast<std::int64_t>(sizeof(T)));
-      std::vector<float> partial(static_cast<std::size_t>(split.parts * cols));
+      ColumnSums bias_sums(split, true);
       parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
-        float* sums = partial.data() + begin / split.block * cols;
-        for (std::int64_t r = begin; r < end; ++r) tile(r, 0, cols, sums);
+        for (std::int64_t r = begin; r < end; ++r) {
+          tile(r, 0, cols, bias_sums.group(begin));
+          bias_sums.end_row(begin, r, end);
+        }
       });
-      add_parts(split, partial.data(), as<float>(dbias));
+      bias_sums.finish(as<float>(dbias));
     });
   });
 }
@@ -239,10 +241,10 @@ inline void glu_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr weights, P
     const auto bytes = half * static_cast<std::int64_t>(sizeof(T));
     const bool past_cache = should_stream(2 * rows * bytes);
     const RowParts split = split_rows(rows, 2 * half, 5 * bytes);
-    std::vector<float> partial(static_cast<std::size_t>(dbias ? split.parts * 2 * half : 0));
+    ColumnSums bias_sums(split, dbias != 0);
     visit_activation(activation, [&](auto act) {
       parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
-        float* sums = dbias ? partial.data() + begin / split.block * 2 * half : nullptr;
+        float* sums = bias_sums.group(begin);
         for (std::int64_t r = begin; r < end; ++r) {
           const T* gate = as<const T>(x) + r * 2 * half;
           const T* grad = as<const T>(dy) + r * half;
@@ -270,11 +272,12 @@ inline void glu_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr weights, P
               store(sums + half + i, load(sums + half + i, n) + dlinear, n);
             }
           });
+          bias_sums.end_row(begin, r, end);
           if (dweights) as<float>(dweights)[r] = hsum(along);
         }
         if (past_cache) stream_fence();
       });
     });
-    if (dbias) add_parts(split, partial.data(), as<float>(dbias));
+    bias_sums.finish(as<float>(dbias));
   });
 }

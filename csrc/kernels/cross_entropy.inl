@@ -3,6 +3,13 @@
 // the target's logit and the sum of logits (reduced too), then the gradient from the logits and the
 // log-sum-exp.
 
+template <class T>
+MSK_INLINE float row_max(const T* row, std::int64_t cols) {
+  return max_vectors(cols, [&](std::int64_t i, auto n) {
+    return fill_rest(load(row + i, n), -std::numeric_limits<float>::infinity(), n);
+  });
+}
+
 // peak[r] = max of the row, fp32.
 inline void cross_entropy_max(Ptr logits, Ptr peak, std::int64_t rows, std::int64_t cols, int dtype) {
   visit(dtype, [&](auto tag) {
@@ -11,11 +18,7 @@ inline void cross_entropy_max(Ptr logits, Ptr peak, std::int64_t rows, std::int6
     parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
         const T* row = as<const T>(logits) + r * cols;
-        vf peaks = splat(-std::numeric_limits<float>::infinity());
-        each_vector(cols, [&](std::int64_t i, auto n) {
-          peaks = max_nan(peaks, fill_rest(load(row + i, n), -std::numeric_limits<float>::infinity(), n));
-        });
-        as<float>(peak)[r] = hmax(peaks);
+        as<float>(peak)[r] = row_max(row, cols);
       }
     });
   });
@@ -23,15 +26,18 @@ inline void cross_entropy_max(Ptr logits, Ptr peak, std::int64_t rows, std::int6
 
 // For each row, with logits shifted by peak[r]: sums[0][r] = sum of exp, sums[1][r] = the target's logit (0
 // when this shard does not hold it), sums[2][r] = sum of the logits when `smoothing`. target holds int64
-// vocabulary ids, the shard is [first, first + cols).
+// vocabulary ids, the shard is [first, first + cols). `whole`: the shard is all there is, peak is found here,
+// while the row is in the cache.
 inline void cross_entropy_sums(Ptr logits, Ptr peak, Ptr target, Ptr sums, std::int64_t rows,
-                               std::int64_t cols, std::int64_t first, bool smoothing, int dtype) {
+                               std::int64_t cols, std::int64_t first, bool smoothing, bool whole,
+                               int dtype) {
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
     parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
         const T* row = as<const T>(logits) + r * cols;
+        if (whole) as<float>(peak)[r] = row_max(row, cols);
         const float top = as<const float>(peak)[r];
         vf plain{};
         const float exps = sum_vectors(cols, [&](std::int64_t i, auto n) {

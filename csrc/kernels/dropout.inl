@@ -1,12 +1,7 @@
 // residual + dropout(x + bias), with the mask drawn by the caller (one byte per element, nonzero = kept).
 #include "kernels/column_parts.inl"
 
-typedef std::uint8_t mask_bytes_u __attribute__((vector_size(kW), aligned(1), may_alias));
-
-MSK_INLINE vf kept(vf x, const std::uint8_t* mask, Full) {
-  const vi keep = __builtin_convertvector(*reinterpret_cast<const mask_bytes_u*>(mask), vi);
-  return keep != 0 ? x : vf{};
-}
+MSK_INLINE vf kept(vf x, const std::uint8_t* mask, Full) { return byte_lanes(mask) != 0 ? x : vf{}; }
 MSK_INLINE vf kept(vf x, const std::uint8_t* mask, Part part) {
   for (int i = 0; i < part.n; ++i) {
     if (!mask[i]) x[i] = 0.0f;
@@ -47,9 +42,9 @@ inline void dropout_backward(Ptr dy, Ptr mask, Ptr dx, Ptr dbias, std::int64_t r
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
     const bool past_cache = should_stream(rows * bytes);
     const RowParts split = split_rows(rows, cols, bytes);
-    std::vector<float> partial(static_cast<std::size_t>(dbias ? split.parts * cols : 0));
+    ColumnSums bias_sums(split, dbias != 0);
     parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
-      float* sums = dbias ? partial.data() + begin / split.block * cols : nullptr;
+      float* sums = bias_sums.group(begin);
       for (std::int64_t r = begin; r < end; ++r) {
         each_vector(cols, [&](std::int64_t i, auto n) {
           const std::int64_t at = r * cols + i;
@@ -57,9 +52,10 @@ inline void dropout_backward(Ptr dy, Ptr mask, Ptr dx, Ptr dbias, std::int64_t r
           put(as<T>(dx) + at, d, n, past_cache);
           if (sums) store(sums + i, load(sums + i, n) + d, n);
         });
+        bias_sums.end_row(begin, r, end);
       }
       if (past_cache) stream_fence();
     });
-    if (dbias) add_parts(split, partial.data(), as<float>(dbias));
+    bias_sums.finish(as<float>(dbias));
   });
 }

@@ -78,8 +78,11 @@ inline void norm_forward(bool center, Ptr x, Ptr residual, Ptr weight, Ptr bias,
 
 template <bool kCenter, class T>
 inline void norm_backward_rows(const NormRows& rows, const T* dy, const T* x, const T* dsum,
-                               const float* mean, const float* rstd, T* dx, float* dweight, float* dbias) {
+                               const float* mean, const float* rstd, T* dx, ColumnSums& weight_sums,
+                               ColumnSums& bias_sums) {
   const std::int64_t cols = rows.cols;
+  float* dweight = weight_sums.group(rows.begin);
+  float* dbias = bias_sums.group(rows.begin);
   for (std::int64_t r = rows.begin; r < rows.end; ++r) {
     const T* row = x + r * cols;
     const T* grad = dy + r * cols;
@@ -95,6 +98,8 @@ inline void norm_backward_rows(const NormRows& rows, const T* dy, const T* x, co
       if (dbias) store(dbias + i, load(dbias + i, n) + g, n);
       return fill_rest(gw * xhat, 0.0f, n);
     });
+    weight_sums.end_row(rows.begin, r, rows.end);
+    bias_sums.end_row(rows.begin, r, rows.end);
     if (!dx) continue;
     const float a = along / static_cast<float>(cols);
     const float p = kCenter ? hsum(plain) / static_cast<float>(cols) : 0.0f;
@@ -122,21 +127,16 @@ inline void norm_backward(bool center, Ptr dy, Ptr x, Ptr weight, Ptr dsum, Ptr 
     using T = decltype(tag);
     const auto bytes = static_cast<std::int64_t>(sizeof(T)) * cols;
     const RowParts split = split_rows(rows, cols, bytes * 2);
-    std::vector<float> partial(
-        static_cast<std::size_t>(split.parts * cols * ((dweight != 0) + (dbias != 0))));
-    const std::int64_t bias_part = dweight ? split.parts * cols : 0;
+    ColumnSums weight_sums(split, dweight != 0), bias_sums(split, dbias != 0);
     const bool past_cache = should_stream(bytes * rows);
     choose(center, [&](auto c) {
       parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
-        const std::int64_t part = begin / split.block;
         norm_backward_rows<c.value>(NormRows{begin, end, cols, w.data(), nullptr, past_cache},
                                     as<const T>(dy), as<const T>(x), as<const T>(dsum), as<const float>(mean),
-                                    as<const float>(rstd), as<T>(dx),
-                                    dweight ? partial.data() + part * cols : nullptr,
-                                    dbias ? partial.data() + bias_part + part * cols : nullptr);
+                                    as<const float>(rstd), as<T>(dx), weight_sums, bias_sums);
       });
     });
-    if (dweight) add_parts(split, partial.data(), as<float>(dweight));
-    if (dbias) add_parts(split, partial.data() + bias_part, as<float>(dbias));
+    weight_sums.finish(as<float>(dweight));
+    bias_sums.finish(as<float>(dbias));
   });
 }

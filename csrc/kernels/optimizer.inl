@@ -113,15 +113,24 @@ inline bool scale_and_norm(const Pointers& ins, const Pointers& outs, Ptr square
         const Span span = spans[static_cast<std::size_t>(s)];
         const In* in = element<const In>(ins, span.tensor, span.begin);
         Out* out = element<Out>(outs, span.tensor, span.begin);
-        vf squares{};
         vi flaw{};
-        each_vector(span.end - span.begin, [&](std::int64_t i, auto n) {
+        const auto one = [&](std::int64_t i, auto n, vf& squares) {
           const vf x = load(in + i, n);
           const vf y = x * factor;
           flaw |= (x - x) != 0.0f;
           squares = fma(y, y, squares);
           if (out) store(out + i, y, n);
-        });
+        };
+        // Four sums at a time, as one would wait for its previous addition.
+        vf part[4] = {};
+        const std::int64_t count = span.end - span.begin;
+        std::int64_t i = 0;
+        for (; i + 4 * kW <= count; i += 4 * kW) {
+#pragma GCC unroll 4
+          for (int k = 0; k < 4; ++k) one(i + k * kW, Full{}, part[k]);
+        }
+        each_vector(count - i, [&](std::int64_t j, auto n) { one(i + j, n, part[0]); });
+        const vf squares = (part[0] + part[1]) + (part[2] + part[3]);
         double total = 0.0;
         int any = 0;
         for (int lane = 0; lane < kW; ++lane) {

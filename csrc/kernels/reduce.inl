@@ -43,16 +43,17 @@ inline void sum_first(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const RowParts split = split_rows(rows, cols, cols * static_cast<std::int64_t>(sizeof(T)));
-    std::vector<float> partial(static_cast<std::size_t>(split.parts * cols));
+    ColumnSums column_sums(split, true);
     parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
-      float* sums = partial.data() + begin / split.block * cols;
+      float* sums = column_sums.group(begin);
       for (std::int64_t r = begin; r < end; ++r) {
         const T* row = as<const T>(x) + r * cols;
         each_vector(
             cols, [&](std::int64_t i, auto n) { store(sums + i, load(sums + i, n) + load(row + i, n), n); });
+        column_sums.end_row(begin, r, end);
       }
     });
-    add_parts(split, partial.data(), total.data());
+    column_sums.finish(total.data());
   });
   visit(out_dtype, [&](auto tag) {
     auto* out = as<decltype(tag)>(y);

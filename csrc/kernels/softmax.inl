@@ -21,9 +21,7 @@ inline constexpr float kMaskedScore = -10000.0f;
 
 // x with `value` where the mask is set.
 MSK_INLINE vf apply_mask(vf x, const std::uint8_t* mask, float value, Full) {
-  typedef std::uint8_t bytes_u __attribute__((vector_size(kW), aligned(1), may_alias));
-  const vi out = __builtin_convertvector(*reinterpret_cast<const bytes_u*>(mask), vi);
-  return out != 0 ? splat(value) : x;
+  return byte_lanes(mask) != 0 ? splat(value) : x;
 }
 MSK_INLINE vf apply_mask(vf x, const std::uint8_t* mask, float value, Part part) {
   for (int i = 0; i < part.n; ++i) {
@@ -47,9 +45,7 @@ MSK_INLINE Shifted exp_row(const T* x, const std::uint8_t* mask, float scale, st
     if (mask) v = apply_mask(v, mask + i, kMaskedScore, n);
     return fill_rest(v, kLowest, n);
   };
-  vf peaks = splat(kLowest);
-  each_vector(cols, [&](std::int64_t i, auto n) { peaks = max_nan(peaks, score(i, n)); });
-  const float peak = hmax(peaks);
+  const float peak = max_vectors(cols, score);
   const float sum = sum_vectors(cols, [&](std::int64_t i, auto n) {
     const vf e = exp(score(i, n) - peak);
     if (exps) store(exps + i, e, n);
@@ -88,8 +84,11 @@ inline void softmax_forward(bool logarithm, bool causal, Ptr x, Ptr mask, Ptr y,
             put(out + i, (v - row.peak) - log_sum, n, past_cache);
           });
         } else {
+          const float inverse = 1.0f / row.sum;
           each_vector(seen, [&](std::int64_t i, auto n) {
-            put(out + i, load(exps.get() + i, n) / row.sum, n, past_cache);
+            const vf e = load(exps.get() + i, n);
+            const vf p = e * inverse;  // corrected below, to what the slow division gives
+            put(out + i, fma(fma(splat(-row.sum), p, e), splat(inverse), p), n, past_cache);
           });
         }
         const vf rest = logarithm ? splat(-std::numeric_limits<float>::infinity()) : vf{};

@@ -53,8 +53,27 @@ MSK_INLINE vf copysign(vf magnitude, vf sign) {
   return from_bits((bits(magnitude) & 0x7fffffff) | (bits(sign) & static_cast<std::int32_t>(0x80000000)));
 }
 // A NaN in `x` stays; `bound` must not be NaN.
+#if MSK_AVX512
+MSK_INLINE vf at_least(vf x, vf bound) { return _mm512_maskz_max_ps(0xffff, bound, x); }
+MSK_INLINE vf at_most(vf x, vf bound) { return _mm512_maskz_min_ps(0xffff, bound, x); }
+#elif MSK_AVX2
+MSK_INLINE vf at_least(vf x, vf bound) { return _mm256_max_ps(bound, x); }
+MSK_INLINE vf at_most(vf x, vf bound) { return _mm256_min_ps(bound, x); }
+#else
 MSK_INLINE vf at_least(vf x, vf bound) { return x < bound ? bound : x; }
 MSK_INLINE vf at_most(vf x, vf bound) { return x > bound ? bound : x; }
+#endif
+
+// 1 / d for d in [1, inf], within 1 ulp; NaN stays. A division of 16 lanes takes as long as 16 to 32 products.
+MSK_INLINE vf reciprocal(vf d) {
+#if MSK_AVX512
+  const vf r = _mm512_maskz_rcp14_ps(0xffff, d);
+  const vf better = fma(fma(-d, r, splat(1.0f)), r, r);
+  return r == 0.0f ? r : better;  // d is infinite: the step would make NaN
+#else
+  return 1.0f / d;
+#endif
+}
 
 MSK_INLINE vf round_even(vf x) {
 #if MSK_AVX512
@@ -172,6 +191,19 @@ MSK_INLINE void store(f16* p, vf x, Lanes n) {
   store_half(p, narrow_f16(x), n);
 }
 
+// kW bytes as integers. By intrinsics: GCC turns the generic conversion into one extraction per lane.
+MSK_INLINE vi byte_lanes(const std::uint8_t* p) {
+#if MSK_AVX512
+  return (vi)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif MSK_AVX2
+  return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  vi lanes;
+  for (int i = 0; i < kW; ++i) lanes[i] = p[i];
+  return lanes;
+#endif
+}
+
 // A single element.
 MSK_INLINE float load1(const float* p) { return *p; }
 MSK_INLINE float load1(const bf16* p) {
@@ -243,16 +275,22 @@ MSK_INLINE float hsum(vf x) {
 }
 
 // Sum of the vectors f(i, lanes) over [0, n), which must be 0 in lanes beyond n. Groups of 32 are summed
-// first, so that the error grows with 32 + n / (32 kW) additions instead of n / kW.
+// first, so that the error grows with 32 + n / (32 kW) additions instead of n / kW; four sums at a time, as one
+// would wait for its previous addition.
 template <class F>
 MSK_INLINE float sum_vectors(std::int64_t n, F&& f) {
   constexpr std::int64_t kGroup = 32 * kW;
   vf total{};
   for (std::int64_t first = 0; first < n; first += kGroup) {
-    vf part{};
-    each_vector(n - first < kGroup ? n - first : kGroup,
-                [&](std::int64_t i, auto lanes) { part += f(first + i, lanes); });
-    total += part;
+    const std::int64_t end = first + (n - first < kGroup ? n - first : kGroup);
+    vf part[4] = {};
+    std::int64_t i = first;
+    for (; i + 4 * kW <= end; i += 4 * kW) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) part[k] += f(i + k * kW, Full{});
+    }
+    each_vector(end - i, [&](std::int64_t j, auto lanes) { part[0] += f(i + j, lanes); });
+    total += (part[0] + part[1]) + (part[2] + part[3]);
   }
   return hsum(total);
 }
@@ -266,6 +304,20 @@ MSK_INLINE float hmax(vf x) {
 
 // Elementwise maximum; NaN in either argument gives NaN.
 MSK_INLINE vf max_nan(vf a, vf b) { return (a > b) | (a != a) ? a : b; }
+
+// Largest lane of the vectors f(i, lanes) over [0, n), which must be low in lanes beyond n; NaN gives NaN.
+template <class F>
+MSK_INLINE float max_vectors(std::int64_t n, F&& f) {
+  vf best[4];
+  for (auto& b : best) b = splat(-std::numeric_limits<float>::infinity());
+  std::int64_t i = 0;
+  for (; i + 4 * kW <= n; i += 4 * kW) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) best[k] = max_nan(best[k], f(i + k * kW, Full{}));
+  }
+  each_vector(n - i, [&](std::int64_t j, auto lanes) { best[0] = max_nan(best[0], f(i + j, lanes)); });
+  return hmax(max_nan(max_nan(best[0], best[1]), max_nan(best[2], best[3])));
+}
 
 // Lanes beyond n replaced by `fill`.
 MSK_INLINE vf fill_rest(vf x, float, Full) { return x; }
@@ -309,7 +361,7 @@ MSK_INLINE vf exp(vf x) {
 MSK_INLINE vf sigmoid(vf x) {
   const vf e = exp(-abs(x));
   const vf numerator = x < 0.0f ? e : splat(1.0f);
-  return numerator / (1.0f + e);
+  return numerator * reciprocal(1.0f + e);
 }
 
 // tanh(x): odd polynomial below 0.625 (Cephes), 1 - 2 / (exp(2|x|) + 1) above.
@@ -322,7 +374,7 @@ MSK_INLINE vf tanh(vf x) {
   p = fma(p, s, splat(1.33314422036e-1f));
   p = fma(p, s, splat(-3.33332819422e-1f));
   p = fma(p * s, x, x);
-  const vf big = 1.0f - 2.0f / (exp(a + a) + 1.0f);
+  const vf big = 1.0f - 2.0f * reciprocal(exp(a + a) + 1.0f);
   return a < 0.625f ? p : copysign(big, x);
 }
 

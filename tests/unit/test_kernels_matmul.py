@@ -78,6 +78,16 @@ def test_stacks_and_broadcast_sums(dtype):
     assert matmul.add_product(torch.randn(2, 9).to(dtype), a[0], b[0], 1, 1) is NotImplemented
 
 
+def test_expanded_operands():
+    """One row or column seen many times has a stride of 0, which is no leading dimension."""
+    row, column, b = torch.randn(1, 7), torch.randn(5, 1), torch.randn(7, 3)
+    close(matmul.product(row.expand(4, 7), b), row.expand(4, 7).double() @ b.double(), torch.float32)
+    wide = column.expand(5, 7)
+    close(matmul.product(wide, b), wide.double() @ b.double(), torch.float32)
+    one = torch.randn(1, 1).expand(6, 1)
+    close(matmul.product(one, b[:1]), one.double() @ b[:1].double(), torch.float32)
+
+
 def test_nan_and_infinity_come_through():
     a = torch.ones(4, 8, dtype=torch.bfloat16)
     a[1, 2], a[2, 3] = float("nan"), float("inf")

@@ -1,0 +1,288 @@
+"""The kernels of tests/benchmarks/kernels.py: our call, torch's best composite, and what the work costs.
+
+A case is one layer's worth of a kernel, forward and backward. `bytes` counts what must pass through memory
+once, whatever the implementation: inputs read, results written, saved tensors read again by backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from mindspeed_ms import kernels
+
+Tensor = torch.Tensor
+HEAD = 128
+VOCABULARY = 32000
+FASTER = {"memory": 2.0, "attention": 1.5, "optimizer": 1.2}
+"""Kind of a case -> how many times faster than torch it must be; other kinds are shown without a mark."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of a layer's input."""
+
+    tokens: int
+    hidden: int
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        return f"{self.tokens} x {self.hidden} {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def item(self) -> int:
+        """Bytes of one element."""
+        return self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Case:
+    """`ours` and `theirs` take the same inputs (on npu and on CPU) and do the same work."""
+
+    inputs: list[Tensor]
+    ours: Callable[..., Tensor]
+    theirs: Callable[..., Tensor]
+    bytes: int
+    kind: str = "memory"
+    differentiate: bool = True
+
+
+def _random(size: Size, *shape: int, scale: float = 1.0) -> Tensor:
+    return (torch.randn(shape) * scale).to(size.dtype)
+
+
+def rms_norm(size: Size) -> Case:
+    x, w = _random(size, size.tokens, 1, size.hidden), _random(size, size.hidden)
+    return Case(
+        [x, w],
+        lambda x, w: kernels.rms_norm(x, w, 1e-5),
+        lambda x, w: F.rms_norm(x, (size.hidden,), w, 1e-5),
+        5 * x.numel() * size.item,
+    )
+
+
+def layer_norm(size: Size) -> Case:
+    x = _random(size, size.tokens, 1, size.hidden)
+    w, b = _random(size, size.hidden), _random(size, size.hidden)
+    return Case(
+        [x, w, b],
+        lambda x, w, b: kernels.layer_norm(x, w, b, 1e-5),
+        lambda x, w, b: F.layer_norm(x, (size.hidden,), w, b, 1e-5),
+        5 * x.numel() * size.item,
+    )
+
+
+def residual_rms_norm(size: Size) -> Case:
+    x, r = (_random(size, size.tokens, 1, size.hidden) for _ in range(2))
+    w = _random(size, size.hidden)
+
+    def ours(x: Tensor, r: Tensor, w: Tensor) -> Tensor:
+        return kernels.rms_norm(x, w, 1e-5, residual=r)[0]
+
+    def theirs(x: Tensor, r: Tensor, w: Tensor) -> Tensor:
+        return F.rms_norm(x + r, (size.hidden,), w, 1e-5)
+
+    return Case([x, r, w], ours, theirs, 7 * x.numel() * size.item)
+
+
+def bias_gelu(size: Size) -> Case:
+    x, b = _random(size, size.tokens, 1, 4 * size.hidden), _random(size, 4 * size.hidden)
+    return Case(
+        [x, b],
+        lambda x, b: kernels.bias_activation(x, b, "gelu_tanh"),
+        lambda x, b: F.gelu(x + b, approximate="tanh"),
+        5 * x.numel() * size.item,
+    )
+
+
+def swiglu(size: Size) -> Case:
+    half = 8 * size.hidden // 3 // 64 * 64
+    x = _random(size, size.tokens, 1, 2 * half)
+
+    def theirs(x: Tensor) -> Tensor:
+        gate, linear = x.chunk(2, -1)
+        return F.silu(gate) * linear
+
+    return Case([x], lambda x: kernels.bias_glu(x, None, "silu"), theirs, 4 * x.numel() * size.item)
+
+
+def weighted_swiglu(size: Size) -> Case:
+    half = 8 * size.hidden // 3 // 64 * 64
+    x, p = _random(size, size.tokens, 2 * half), torch.rand(size.tokens, 1)
+
+    def theirs(x: Tensor, p: Tensor) -> Tensor:
+        gate, linear = x.chunk(2, -1)
+        return (F.silu(gate) * linear * p).to(x.dtype)
+
+    return Case(
+        [x, p], lambda x, p: kernels.bias_glu(x, None, "silu", weights=p), theirs, 4 * x.numel() * size.item
+    )
+
+
+def bias_residual(size: Size) -> Case:
+    x, r = (_random(size, size.tokens, 1, size.hidden) for _ in range(2))
+    b = _random(size, size.hidden)
+    return Case(
+        [x, b, r],
+        lambda x, b, r: kernels.bias_dropout_add(x, b, r, 0.0),
+        lambda x, b, r: r + (x + b),
+        4 * x.numel() * size.item,  # backward hands the gradient on and sums it for the bias
+    )
+
+
+def bias_dropout_residual(size: Size) -> Case:
+    x, r = (_random(size, size.tokens, 1, size.hidden) for _ in range(2))
+    b = _random(size, size.hidden)
+    return Case(
+        [x, b, r],
+        lambda x, b, r: kernels.bias_dropout_add(x, b, r, 0.1),
+        lambda x, b, r: r + F.dropout(x + b, 0.1),
+        x.numel() * (5 * size.item + 3),
+        kind="random",  # both draw torch's masks, one after the other: nobody is bound by memory
+    )
+
+
+def causal_softmax(size: Size) -> Case:
+    heads, length = 16, min(size.tokens, 1024)
+    x = _random(size, 1, heads, length, length)
+    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+
+    def theirs(x: Tensor) -> Tensor:
+        return torch.softmax((x * 0.125).masked_fill(later, -10000.0), -1)
+
+    return Case(
+        [x], lambda x: kernels.scaled_softmax(x, None, 0.125, causal=True), theirs, 5 * x.numel() * size.item
+    )
+
+
+def masked_softmax(size: Size) -> Case:
+    heads, length = 16, min(size.tokens, 1024)
+    x = _random(size, 1, heads, length, length)
+    mask = torch.rand(1, 1, length, length) < 0.3
+    npu_mask = mask.to("npu")
+
+    def theirs(x: Tensor) -> Tensor:
+        return torch.softmax((x * 0.125).masked_fill(mask, -10000.0), -1)
+
+    return Case([x], lambda x: kernels.scaled_softmax(x, npu_mask, 0.125), theirs, 5 * x.numel() * size.item)
+
+
+def rope(size: Size) -> Case:
+    x = _random(size, size.tokens, 1, size.hidden // HEAD, HEAD)
+    freqs = torch.outer(torch.arange(size.tokens).float(), 1e4 ** -torch.linspace(0, 1, HEAD // 2))
+    freqs = torch.cat((freqs, freqs), -1).view(size.tokens, 1, 1, HEAD)
+    cos, sin, npu_freqs = freqs.cos().to(size.dtype), freqs.sin().to(size.dtype), freqs.to("npu")
+
+    def theirs(x: Tensor) -> Tensor:
+        low, high = x.chunk(2, -1)
+        return x * cos + torch.cat((-high, low), -1) * sin
+
+    return Case([x], lambda x: kernels.rope(x, npu_freqs), theirs, 4 * x.numel() * size.item)
+
+
+def cross_entropy(size: Size) -> Case:
+    rows = size.tokens // 4  # a quarter of the vocabulary's logits, as on 4 tensor-parallel ranks
+    x, target = _random(size, rows, VOCABULARY), torch.randint(VOCABULARY, (rows,))
+    npu_target = target.to("npu")
+    return Case(
+        [x],
+        lambda x: kernels.vocab_parallel_cross_entropy(x, npu_target),
+        lambda x: F.cross_entropy(x.float(), target, reduction="none"),
+        3 * x.numel() * size.item,
+    )
+
+
+def embedding_grad(size: Size) -> Case:
+    grad, ids = _random(size, size.tokens, size.hidden), torch.randint(VOCABULARY, (size.tokens,))
+    npu_ids = ids.to("npu")
+    return Case(
+        [grad],
+        lambda g: kernels.embedding_grad(g, npu_ids, VOCABULARY),
+        lambda g: torch.ops.aten.embedding_dense_backward(g, ids, VOCABULARY, -1, False),
+        (2 * grad.numel() + VOCABULARY * size.hidden) * size.item,
+        differentiate=False,
+    )
+
+
+def l2_norm(size: Size) -> Case:
+    grads = [_random(size, size.tokens, size.hidden) for _ in range(4)]
+
+    def theirs(*grads: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+
+    return Case(
+        grads,
+        lambda *grads: kernels.l2_norm(grads),
+        theirs,
+        sum(g.numel() for g in grads) * size.item,
+        differentiate=False,
+    )
+
+
+def attention(size: Size) -> Case:
+    heads = size.hidden // HEAD
+    shape = (1, heads, size.tokens, HEAD)
+    inputs = [_random(size, *shape) for _ in range(3)]
+    return Case(
+        inputs,
+        lambda q, k, v: kernels.attention(q, k, v, causal=True, layout="bhsd"),
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        11 * inputs[0].numel() * size.item,
+        kind="attention",
+    )
+
+
+def grouped_attention(size: Size) -> Case:
+    heads = size.hidden // HEAD
+    query = _random(size, 1, heads, size.tokens, HEAD)
+    key, value = (_random(size, 1, heads // 4, size.tokens, HEAD) for _ in range(2))
+    return Case(
+        [query, key, value],
+        lambda q, k, v: kernels.attention(q, k, v, causal=True, layout="bhsd"),
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
+        7 * query.numel() * size.item,
+        kind="attention",
+    )
+
+
+def adamw(size: Size) -> Case:
+    """A step over one matrix (hidden, 4 hidden); bfloat16: gradients of that dtype, and a copy of weights."""
+    shape = (size.hidden, 4 * size.hidden)
+    p, m, v = torch.randn(shape), torch.randn(shape), torch.rand(shape)
+    g = _random(size, *shape)
+    ours = [t.to("npu") for t in (p, g, m, v)]
+    half = size.dtype != torch.float32
+    copies = [ours[0].to(size.dtype)] if half else []
+    weights = p.to(size.dtype)
+    parameter = torch.nn.Parameter(p.clone())
+    parameter.grad = g.float()
+    optimizer = torch.optim.AdamW([parameter], lr=1e-3, weight_decay=0.1, fused=True)
+    counter = [0]
+
+    def our_step(*_: Tensor) -> None:
+        counter[0] += 1
+        options = {"step": counter[0], "lr": 1e-3, "weight_decay": 0.1, "copies": copies}
+        kernels.adam_step(*([t] for t in ours), **options)
+
+    def their_step(*_: Tensor) -> None:
+        if half:  # what Megatron's mixed precision optimizer does around torch's step
+            parameter.grad.copy_(g)
+        optimizer.step()
+        if half:
+            weights.copy_(parameter.detach())
+
+    cost = p.numel() * (6 * 4 + (2 * size.item if half else size.item))
+    return Case([], our_step, their_step, cost, kind="optimizer", differentiate=False)
+
+
+CASES: dict[str, Callable[[Size], Case]] = {
+    f.__name__: f
+    for f in (
+        rms_norm, layer_norm, residual_rms_norm, bias_gelu, swiglu, weighted_swiglu, bias_residual,
+        bias_dropout_residual, causal_softmax, masked_softmax, rope, cross_entropy, embedding_grad, l2_norm,
+        attention, grouped_attention, adamw,
+    )
+}  # fmt: skip

@@ -1,0 +1,186 @@
+"""Every fused kernel against torch's best composite on CPU, with the machine's roofline.
+
+    python -m tests.benchmarks.kernels [--quick] [--json FILE] [--case REGEX] [--size REGEX] [--compile]
+
+Forward and backward of one layer's worth of each kernel (tests/benchmarks/kernel_cases.py), on npu tensors
+and on CPU tensors, timed in turns on 2 threads. `GB/s` is the memory traffic that the work cannot do without
+over our time, `of peak` its share of the bandwidth of a sum of arrays that moves as much, timed in turns with
+it; the errors are those of our and torch's results against float64, relative to the largest value.
+
+Marks: kernels bound by memory >= 2x torch and >= 80 % of the bandwidth; attention >= 1.5x
+scaled_dot_product_attention; AdamW >= 1.2x torch.optim.AdamW(fused=True) and >= 80 % of the bandwidth. A mark
+holds for the median over the sizes. `--compile` adds torch.compile of the composite, where that is faster.
+
+Both sides run under a malloc that keeps freed memory (the script starts itself again with glibc's settings):
+otherwise fresh pages, not kernels, decide.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import mindspeed_ms.patch  # noqa: E402, F401 - switches the device on
+
+from tests.benchmarks.kernel_cases import CASES, FASTER, Case, Size  # noqa: E402
+from tests.benchmarks.report import Report, arguments, paired  # noqa: E402
+
+THREADS = 2
+BANDWIDTH = 0.8
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+
+
+def sizes(quick: bool) -> list[Size]:
+    """Layers of models of 1 to 7 billion parameters."""
+    shapes = (
+        [(1024, 2048), (2048, 4096)] if quick else [(1024, 2048), (4096, 2048), (1024, 4096), (4096, 4096)]
+    )
+    return [Size(*shape, dtype) for shape in shapes for dtype in (torch.float32, torch.bfloat16)]
+
+
+def best_of(work: Callable[[], Any], repeats: int = 9) -> float:
+    """Shortest of some runs, in seconds."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+class Stream:
+    """The bandwidth that a kernel is held against: a = b + c over as much memory as the kernel moves."""
+
+    def __init__(self, size: int) -> None:
+        self.a, self.b, self.c = (torch.ones(max(1, size // 12)) for _ in range(3))
+        self.bytes = 12 * self.a.numel()
+
+    def run(self) -> None:
+        """Reads two arrays and writes one."""
+        torch.add(self.b, self.c, out=self.a)
+
+    def rate(self) -> float:
+        """Bytes per second."""
+        return self.bytes / best_of(self.run)
+
+
+@cache
+def multiply_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of torch's matrix product."""
+    n = 2048
+    a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
+    return 2 * n**3 / best_of(lambda: a @ b, 3)
+
+
+def runner(
+    function: Callable[..., Any], inputs: list[torch.Tensor], differentiate: bool
+) -> Callable[[], Any]:
+    """One call; forward and backward when it is differentiated."""
+    if not differentiate:
+        return lambda: function(*inputs)
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    grad = torch.cos(torch.arange(out.numel(), dtype=torch.float32)).reshape(out.shape).to(out.dtype)
+    grad = grad.to(out.device)
+
+    def step() -> list[torch.Tensor]:
+        out = function(*leaves)
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+    return step
+
+
+def largest_error(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
+    """Of all results, relative to the largest value of each."""
+    return max(
+        ((ours.cpu().double() - truth).abs().max() / truth.abs().max()).item()
+        for ours, truth in zip(found, exact, strict=True)
+    )
+
+
+def errors(case: Case, ours: Callable[[], Any], theirs: Callable[[], Any]) -> dict[str, float]:
+    """Of both sides against torch's composite in float64."""
+    exact = runner(case.theirs, [x.double() for x in case.inputs], True)()
+    return {"our error": largest_error(ours(), exact), "torch error": largest_error(theirs(), exact)}
+
+
+def measure(case: Case, repeats: int, with_compiled: bool, with_errors: bool) -> dict[str, Any]:
+    """The row of a case."""
+    ours = runner(case.ours, [x.to("npu") for x in case.inputs], case.differentiate)
+    theirs = runner(case.theirs, case.inputs, case.differentiate)
+    times = paired(theirs, ours, repeats, warmup=2)
+    stream = Stream(case.bytes)
+    over_stream = paired(stream.run, ours, repeats, warmup=1).ratio
+    row = {
+        "ours ms": times.second * 1e3,
+        "torch ms": times.first * 1e3,
+        "ratio": times.ratio,
+        "low": times.spread[0],
+        "high": times.spread[1],
+        "GB/s": case.bytes / times.second / 1e9,
+        "of peak": over_stream * case.bytes / stream.bytes,
+    }
+    if with_errors and case.differentiate and case.kind != "random":
+        row |= errors(case, ours, theirs)
+    if with_compiled and case.differentiate:
+        compiled = runner(torch.compile(case.theirs, dynamic=False), case.inputs, True)
+        row["over compiled"] = paired(compiled, ours, repeats, warmup=2).ratio
+    return row
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = arguments(__doc__)
+    parser.add_argument("--case", default="", help="only kernels whose name matches this regular expression")
+    parser.add_argument("--size", default="", help="only sizes whose name matches this regular expression")
+    parser.add_argument("--compile", action="store_true", help="also against torch.compile of the composite")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    report = Report("kernels", "fused kernels, forward + backward, over torch's composite on CPU", options)
+    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    kinds = {}
+    for name, build in CASES.items():
+        for size in sizes(options.quick):
+            if not re.search(options.case, name) or not re.search(options.size, size.name):
+                continue
+            case = build(size)
+            row = measure(case, 5 if options.quick else 9, options.compile, not options.quick)
+            kinds[name] = case.kind
+            found[name, str(size.dtype).removeprefix("torch.")].append(row)
+            report.row(kernel=name, size=size.name, **row)
+            print(f"{name} {size.name}: {row['ratio']:.2f}x, {row['of peak']:.0%} of bandwidth", flush=True)
+    for (name, dtype), rows in found.items():
+        kind, ratio = kinds[name], statistics.median(row["ratio"] for row in rows)
+        if kind in FASTER:
+            wanted = FASTER[kind]
+            report.mark(f"{name} {dtype}: >= {wanted}x torch", ratio >= wanted, f"{ratio:.2f}x")
+        if kind in ("memory", "optimizer"):
+            share = statistics.median(row["of peak"] for row in rows)
+            report.mark(
+                f"{name} {dtype}: >= {BANDWIDTH:.0%} of bandwidth", share >= BANDWIDTH, f"{share:.0%}"
+            )
+    for megabytes in (64, 512):
+        report.summary[f"bandwidth over {megabytes} MB, GB/s"] = Stream(megabytes << 20).rate() / 1e9
+    for dtype in (torch.float32, torch.bfloat16):
+        report.summary[f"matrix product {dtype}, GFLOP/s"] = multiply_rate(dtype) / 1e9
+    return report.finish()
+
+
+if __name__ == "__main__":
+    if not KEEP_MEMORY.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **KEEP_MEMORY})
+    sys.exit(main())
