@@ -185,13 +185,6 @@ ROWS: tuple[Row, ...] = (
         becomes=ALLTOALL,
     ),
     Row(
-        "moe-router-fusion",
-        "moe_router_fusion",
-        Status.HARMLESS,
-        "the fused router is Transformer Engine's CUDA kernel; the same top-k runs unfused",
-        becomes={"moe_router_fusion": False},
-    ),
-    Row(
         "cross-entropy-fusion-impl",
         "cross_entropy_fusion_impl",
         Status.HARMLESS,

@@ -11,6 +11,8 @@ from mindspeed_ms.kernels.context_parallel import context_parallel_attention
 from mindspeed_ms.kernels.cross_entropy import vocab_parallel_cross_entropy
 from mindspeed_ms.kernels.dropout import bias_dropout_add
 from mindspeed_ms.kernels.embedding import embedding_grad
+from mindspeed_ms.kernels.grouped_matmul import grouped_matmul, grouped_weight_gradient
+from mindspeed_ms.kernels.linear_cross_entropy import linear_cross_entropy
 from mindspeed_ms.kernels.norm import layer_norm, rms_norm
 from mindspeed_ms.kernels.optimizer import (
     adam_step,
@@ -20,31 +22,43 @@ from mindspeed_ms.kernels.optimizer import (
     newton_schulz,
     sgd_step,
 )
+from mindspeed_ms.kernels.permutation import Rows, combine_rows, gather_rows, permutation
 from mindspeed_ms.kernels.rope import latent_key_value, latent_query, rope
+from mindspeed_ms.kernels.router import auxiliary_scores, load_balancing_loss, topk_router
 from mindspeed_ms.kernels.softmax import scaled_softmax
 
 __all__ = [
+    "Rows",
     "adam_step",
     "attention",
+    "auxiliary_scores",
     "bias_activation",
     "bias_dropout_add",
     "bias_glu",
     "clip_by_norm_",
+    "combine_rows",
     "context_parallel_attention",
     "embedding_grad",
     "force_implementation",
     "force_isa",
+    "gather_rows",
+    "grouped_matmul",
+    "grouped_weight_gradient",
     "implementation",
     "isa",
     "l2_norm",
     "latent_key_value",
     "latent_query",
     "layer_norm",
+    "linear_cross_entropy",
+    "load_balancing_loss",
     "multi_scale",
     "newton_schulz",
+    "permutation",
     "rms_norm",
     "rope",
     "scaled_softmax",
     "sgd_step",
+    "topk_router",
     "vocab_parallel_cross_entropy",
 ]

@@ -34,11 +34,14 @@ def force_implementation(name: str | None) -> None:
 def implementation(*tensors: torch.Tensor | None) -> str:
     """Which implementation takes these tensors: native for fp32, bf16 and fp16, else the composite.
 
-    Opaque npu memory has no address that native code could read: there it is the composite, too.
+    The composite, too, for npu tensors in opaque memory, which has no address that native code could read,
+    and on route host, whose numbers are those of torch's operators.
     """
     if _forced is not None and _forced != "csrc":
         return _forced
-    if _runtime.opaque_memory() and any(t is not None and t.device.type == "npu" for t in tensors):
+    if any(t is not None and t.device.type == "npu" for t in tensors) and (
+        _runtime.opaque_memory() or _runtime.route_mode() == _runtime.RouteMode.host
+    ):
         return "composite"
     for tensor in tensors:
         if tensor is not None and tensor.dtype not in DTYPE_CODES:

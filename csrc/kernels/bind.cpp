@@ -30,6 +30,7 @@ void bind_kernels(pybind11::module_& m) {
   kernels::bind_softmax(m);
   kernels::bind_attention(m);
   kernels::bind_gemm(m);
+  kernels::bind_moe(m);
 }
 
 }  // namespace mindspeed_ms

@@ -17,5 +17,6 @@ void bind_rope(pybind11::module_& m);
 void bind_softmax(pybind11::module_& m);
 void bind_attention(pybind11::module_& m);
 void bind_gemm(pybind11::module_& m);
+void bind_moe(pybind11::module_& m);
 
 }  // namespace mindspeed_ms::kernels

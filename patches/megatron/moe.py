@@ -1,10 +1,11 @@
-"""Mixture of experts: what Megatron does only with Transformer Engine."""
+"""Mixture of experts: what Megatron does only with Transformer Engine or grouped_gemm, on our kernels."""
 
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from mindspeed_ms.patches.registry import replace
+from mindspeed_ms.patches.megatron.routing import takes
+from mindspeed_ms.patches.registry import around, replace
 from mindspeed_ms.patches.stand_ins import Provided, provide
 
 ROUTER_GATING = "megatron.core.transformer.moe.moe_utils:router_gating_linear"
@@ -28,17 +29,118 @@ def router_gating_linear(
     return torch.nn.functional.linear(inp.to(router_dtype), weight.to(router_dtype), bias)
 
 
+FUSED = "Megatron takes its fused router from Transformer Engine 2.7"
+
+
+@around(
+    "megatron.core.transformer.moe.moe_utils:topk_routing_with_score_function",
+    reason=FUSED,
+    versions=">=0.14,<0.17",
+)
+def topk_routing(
+    original: Any,
+    logits: torch.Tensor,
+    topk: int,
+    use_pre_softmax: bool = False,
+    num_groups: int | None = None,
+    group_topk: int | None = None,
+    scaling_factor: float | None = None,
+    score_function: str = "softmax",
+    expert_bias: torch.Tensor | None = None,
+    fused: bool = False,
+    *replay: Any,
+    **named_replay: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and map ``[tokens, experts]`` of the chosen experts.
+
+    ``moe_router_fusion`` asks for the kernel; it computes in float32 whatever the dtype of the logits. What
+    the kernel does not take (a replayed choice, float64), and route host, goes Megatron's unfused way.
+    """
+    from mindspeed_ms.kernels import topk_router
+
+    options = (topk, use_pre_softmax, num_groups, group_topk, scaling_factor, score_function, expert_bias)
+    replayed = any(v is not None for v in (*replay, *named_replay.values()))
+    if not fused or replayed or not takes(logits):
+        return original(logits, *options, False, *replay, **named_replay)
+    return topk_router(
+        logits,
+        topk,
+        score_function=score_function,
+        pre_softmax=use_pre_softmax and score_function == "softmax",
+        groups=num_groups if group_topk else None,
+        group_topk=group_topk,
+        scaling_factor=scaling_factor,
+        # As Megatron does, who knows no bias for softmax.
+        expert_bias=expert_bias if score_function == "sigmoid" else None,
+    )
+
+
+@around(
+    "megatron.core.transformer.moe.moe_utils:compute_routing_scores_for_aux_loss",
+    reason=FUSED,
+    versions=">=0.14,<0.17",
+)
+def scores_for_auxiliary_loss(
+    original: Any,
+    logits: torch.Tensor,
+    topk: int,
+    score_function: str,
+    fused: bool = False,
+    *padding: Any,
+    **named_padding: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Map of the choice by score alone and the normalised scores ``[tokens, experts]`` of all experts.
+
+    ``padding``: Megatron-Core 0.16's ``padding_mask [tokens]``, True where a token counts for nothing.
+    """
+    from mindspeed_ms.kernels import auxiliary_scores
+
+    if not fused or not takes(logits):
+        return original(logits, topk, score_function, False, *padding, **named_padding)
+    chosen, scores = auxiliary_scores(logits, topk, score_function)
+    mask = padding[0] if padding else named_padding.get("padding_mask")
+    if mask is None:
+        return chosen, scores
+    valid = ~mask.unsqueeze(-1)
+    return chosen * valid, scores * valid
+
+
+@around(
+    "megatron.core.transformer.moe.moe_utils:switch_load_balancing_loss_func",
+    reason=FUSED,
+    versions=">=0.14,<0.17",
+)
+def load_balancing_loss(
+    original: Any,
+    probs: torch.Tensor,
+    tokens_per_expert: torch.Tensor,
+    total_num_tokens: Any,
+    topk: int,
+    num_experts: int,
+    moe_aux_loss_coeff: float,
+    fused: bool = False,
+    *padding: Any,
+    **named_padding: Any,
+) -> torch.Tensor:
+    """The auxiliary loss; fused or not, it is one sum over the tokens and one over the experts."""
+    options = (topk, num_experts, moe_aux_loss_coeff, False, *padding)
+    return original(probs, tokens_per_expert, total_num_tokens, *options, **named_padding)
+
+
 def _multiply_groups(
     a: torch.Tensor, b: torch.Tensor, batch_sizes: torch.Tensor, trans_a: bool = False, trans_b: bool = False
 ) -> torch.Tensor:
     """``[rows, n]``: ``batch_sizes[i]`` rows of ``a [rows, k]``, in order, times ``b[i] [k, n]``.
 
-    ``trans_b``: each ``b[i]`` is ``[n, k]``. Raises NotImplementedError for ``trans_a``.
+    ``trans_b``: each ``b[i]`` is ``[n, k]``. ``trans_a``: of ``b [rows, n]`` each group's rows are multiplied
+    with the transpose of those of ``a``: ``[groups, k, n]``, not differentiable.
     """
+    from mindspeed_ms.kernels import grouped_matmul, grouped_weight_gradient
+
+    counts = batch_sizes.tolist()
     if trans_a:
-        raise NotImplementedError("grouped_gemm.ops.gmm with trans_a is not implemented: transpose a before")
-    groups = torch.split(a, batch_sizes.tolist())
-    return torch.cat([rows @ (w.t() if trans_b else w) for rows, w in zip(groups, b, strict=True)])
+        return grouped_weight_gradient(a.detach(), b.detach(), counts)
+    return grouped_matmul(a, b, counts, turned=trans_b)
 
 
 def _grouped_gemm(module: ModuleType) -> None:

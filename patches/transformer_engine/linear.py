@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from mindspeed_ms.patches.megatron.routing import takes
 from mindspeed_ms.patches.transformer_engine.extra_state import WithoutFp8
 from mindspeed_ms.patches.transformer_engine.norm import norm_parameters, normalise
 
@@ -199,16 +200,23 @@ class GroupedLinear(_Parallel):
         With ``return_bias`` the pair of the product and the list of biases. Raises ValueError for a wrong
         number of splits.
         """
+        from mindspeed_ms.kernels import grouped_matmul
+
         if len(m_splits) != self.num_gemms:
             raise ValueError(
                 f"GroupedLinear has {self.num_gemms} layers and was given {len(m_splits)} splits"
             )
+        weights = [getattr(self, f"weight{i}") for i in range(self.num_gemms)]
         biases = [getattr(self, f"bias{i}") for i in range(self.num_gemms)]
+        plain = self.tp_size == 1 and not self.fuse_wgrad_accumulation
+        if plain and (self.return_bias or not self.use_bias) and takes(x, *weights):
+            out = grouped_matmul(x, weights, m_splits, turned=True)
+            return (out, biases) if self.return_bias else out
         # An expert without rows takes part all the same: its weight gets a gradient of zeros.
         out = torch.cat(
             [
-                self._product(rows, getattr(self, f"weight{i}"), None if self.return_bias else biases[i])
-                for i, rows in enumerate(torch.split(x, list(m_splits)))
+                self._product(rows, weight, None if self.return_bias else bias)
+                for rows, weight, bias in zip(torch.split(x, list(m_splits)), weights, biases, strict=True)
             ]
         )
         return (out, biases) if self.return_bias else out

@@ -1,10 +1,11 @@
-"""``te.pytorch.permutation``: tokens sorted by expert and back, as indexing in torch.
+"""``te.pytorch.permutation``: tokens sorted by expert and back, on our kernels.
 
 The map of a permutation, opaque to Megatron, holds the expert and the token of each row: ``[2, rows]``.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -12,10 +13,12 @@ import torch
 
 def _rows(routing_map: torch.Tensor, count: int, map_type: str) -> torch.Tensor:
     """Expert and token of each row, sorted by expert, then token, of a boolean ``[tokens, experts]``."""
+    from mindspeed_ms.kernels import permutation
+
     if map_type != "mask":
         raise NotImplementedError(f"permutation by {map_type!r} is not implemented: give a mask")
-    rows = routing_map.t().nonzero().t()
-    return rows[:, :count] if count > 0 else rows
+    rows = permutation(routing_map, count=int(count) if count > 0 else -1)
+    return torch.stack((rows.expert, rows.token))
 
 
 def moe_permute(
@@ -26,8 +29,10 @@ def moe_permute(
     map_type: str = "mask",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens ``[tokens, hidden]`` of each expert, one expert after the other, and the map back."""
+    from mindspeed_ms.kernels import gather_rows
+
     rows = _rows(routing_map, num_out_tokens, map_type)
-    return inp.index_select(0, rows[1]), rows
+    return gather_rows(inp, rows[1]), rows
 
 
 def moe_permute_with_probs(
@@ -35,7 +40,7 @@ def moe_permute_with_probs(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """:func:`moe_permute`, and in the middle the probability of each row, of ``probs [tokens, experts]``."""
     permuted, rows = moe_permute(inp, routing_map, num_out_tokens)
-    return permuted, probs[rows[1], rows[0]], rows
+    return permuted, _of_rows(probs, rows), rows
 
 
 def moe_unpermute(
@@ -46,33 +51,47 @@ def moe_unpermute(
     map_type: str = "mask",
     probs: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Each token's rows summed, weighted with ``merging_probs [tokens, experts]`` when given.
+    """Each token's rows summed in float32, weighted with ``merging_probs [tokens, experts]`` when given.
 
     ``restore_shape``: that of the tokens before, of ``inp`` by default.
     """
+    from mindspeed_ms.kernels import combine_rows
+
     if map_type != "mask":
         raise NotImplementedError(f"permutation by {map_type!r} is not implemented: give a mask")
     weights = probs if merging_probs is None else merging_probs
-    expert, token = row_id_map
-    rows = inp if weights is None else inp * weights[token, expert].unsqueeze(-1)
-    out = torch.zeros(tuple(restore_shape or inp.shape), dtype=rows.dtype, device=rows.device)
-    return out.index_add(0, token, rows).to(inp.dtype)
+    by_row = None if weights is None else _of_rows(weights, row_id_map)
+    tokens = (restore_shape or inp.shape)[0]
+    return combine_rows(inp, row_id_map[1], tokens, by_row)
 
 
-def _sorted(inp: torch.Tensor, split_sizes: torch.Tensor, sorted_index: torch.Tensor) -> torch.Tensor:
-    chunks = torch.split(inp, split_sizes.tolist())
-    return torch.cat([chunks[i] for i in sorted_index.tolist()])
+def _of_rows(probs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    from mindspeed_ms.kernels import gather_rows
+
+    return gather_rows(probs.reshape(-1), rows[1] * probs.shape[1] + rows[0])
+
+
+def _order(split_sizes: torch.Tensor, sorted_index: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Where the rows of the chunks in their new order lie in the old one."""
+    ends = [0, *itertools.accumulate(split_sizes.tolist())]
+    chunks = [torch.arange(ends[i], ends[i + 1]) for i in sorted_index.tolist()]
+    return torch.cat(chunks or [torch.empty(0, dtype=torch.int64)]).to(device)
 
 
 def moe_sort_chunks_by_index(
     inp: torch.Tensor, split_sizes: torch.Tensor, sorted_index: torch.Tensor
 ) -> torch.Tensor:
     """The chunks of ``inp``, ``split_sizes`` rows each, in the order ``sorted_index``."""
-    return _sorted(inp, split_sizes, sorted_index)
+    from mindspeed_ms.kernels import gather_rows
+
+    return gather_rows(inp, _order(split_sizes, sorted_index, inp.device))
 
 
 def moe_sort_chunks_by_index_with_probs(
     inp: torch.Tensor, probs: torch.Tensor, split_sizes: torch.Tensor, sorted_index: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`moe_sort_chunks_by_index` of the rows and of their probabilities."""
-    return _sorted(inp, split_sizes, sorted_index), _sorted(probs, split_sizes, sorted_index)
+    from mindspeed_ms.kernels import gather_rows
+
+    order = _order(split_sizes, sorted_index, inp.device)
+    return gather_rows(inp, order), gather_rows(probs, order)

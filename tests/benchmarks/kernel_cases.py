@@ -196,13 +196,15 @@ def cross_entropy(size: Size) -> Case:
 
 
 def embedding_grad(size: Size) -> Case:
+    """Added to a float32 gradient buffer, as Megatron keeps one."""
     grad, ids = _random(size, size.tokens, size.hidden), torch.randint(VOCABULARY, (size.tokens,))
-    npu_ids = ids.to("npu")
+    table = torch.zeros(VOCABULARY, size.hidden)
+    npu_ids, npu_table = ids.to("npu"), table.to("npu")
     return Case(
         [grad],
-        lambda g: kernels.embedding_grad(g, npu_ids, VOCABULARY),
-        lambda g: torch.ops.aten.embedding_dense_backward(g, ids, VOCABULARY, -1, False),
-        (2 * grad.numel() + VOCABULARY * size.hidden) * size.item,
+        lambda g: kernels.embedding_grad(g, npu_ids, VOCABULARY, out=npu_table),
+        lambda g: table.add_(torch.ops.aten.embedding_dense_backward(g, ids, VOCABULARY, -1, False)),
+        grad.numel() * (size.item + 8),
         differentiate=False,
     )
 
@@ -218,8 +220,31 @@ def l2_norm(size: Size) -> Case:
         lambda *grads: kernels.l2_norm(grads),
         theirs,
         sum(g.numel() for g in grads) * size.item,
+        kind="read",  # torch, too, reads everything once
         differentiate=False,
     )
+
+
+def token_permutation(size: Size) -> Case:
+    """Tokens to the rows of 2 of 8 experts each, and back, weighted; torch as Megatron without fusions."""
+    x, probs = _random(size, size.tokens, size.hidden), torch.rand(size.tokens, 8)
+    routing_map = torch.zeros(size.tokens, 8, dtype=torch.bool)
+    routing_map.scatter_(1, torch.rand(size.tokens, 8).topk(2).indices, True)
+    rows = kernels.permutation(routing_map.to("npu"))
+    token = rows.token.to("cpu")
+
+    def ours(x: Tensor, probs: Tensor) -> Tensor:
+        weights = kernels.gather_rows(probs.reshape(-1), rows.token * 8 + rows.expert)
+        return kernels.combine_rows(kernels.gather_rows(x, rows.token), rows.token, size.tokens, weights)
+
+    def theirs(x: Tensor, probs: Tensor) -> Tensor:
+        weights = probs.T.contiguous().masked_select(routing_map.T.contiguous())
+        moved = x.index_select(0, token) * weights.unsqueeze(-1)
+        out = torch.zeros(size.tokens, size.hidden, dtype=moved.dtype)
+        return out.scatter_add(0, token.unsqueeze(1).expand(-1, size.hidden), moved).to(x.dtype)
+
+    # Rows are twice the tokens: 1 read, 2 written, 2 read, 1 written; backward the same, 3 more for probs.
+    return Case([x, probs], ours, theirs, 15 * x.numel() * size.item)
 
 
 def attention(size: Size) -> Case:
@@ -283,6 +308,6 @@ CASES: dict[str, Callable[[Size], Case]] = {
     for f in (
         rms_norm, layer_norm, residual_rms_norm, bias_gelu, swiglu, weighted_swiglu, bias_residual,
         bias_dropout_residual, causal_softmax, masked_softmax, rope, cross_entropy, embedding_grad, l2_norm,
-        attention, grouped_attention, adamw,
+        token_permutation, attention, grouped_attention, adamw,
     )
 }  # fmt: skip

@@ -168,7 +168,7 @@ def main() -> int:
         if kind in FASTER:
             wanted = FASTER[kind]
             report.mark(f"{name} {dtype}: >= {wanted}x torch", ratio >= wanted, f"{ratio:.2f}x")
-        if kind in ("memory", "optimizer"):
+        if kind in ("memory", "optimizer", "read"):
             share = statistics.median(row["of peak"] for row in rows)
             report.mark(
                 f"{name} {dtype}: >= {BANDWIDTH:.0%} of bandwidth", share >= BANDWIDTH, f"{share:.0%}"

@@ -20,9 +20,15 @@ from megatron.core.fusions import (
 )
 from megatron.core.fusions.fused_softmax import FusedScaleMaskSoftmax
 from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
 from megatron.core.optimizer import clip_grads
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.moe import moe_utils
+from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.utils import attention_mask_func
 from mindspeed_ms.ops import coverage, routes
@@ -200,6 +206,81 @@ def norms() -> None:
         check(kind, "norm", call, [randn(6, 2, 64), *(randn(64) for _ in norm.state_dict())])
 
 
+def router() -> None:
+    logits = torch.stack([torch.randperm(16) for _ in range(20)]).cuda() * 0.3 - 2.0  # no two alike in a row
+    logits.requires_grad_()
+    for name, options in (
+        ("softmax", {}),
+        ("pre-softmax", {"use_pre_softmax": True, "scaling_factor": 2.0}),
+        ("sigmoid by groups", {"score_function": "sigmoid", "num_groups": 4, "group_topk": 2}),
+    ):
+
+        def call(x: Tensor, options=options) -> Tensor:
+            return moe_utils.topk_routing_with_score_function(x, 4, fused=True, **options)[0]
+
+        # Megatron's own rounds the scores, we the result.
+        check(f"router {name}", "router", call, [logits], (torch.float32,))
+    mask = torch.zeros(20, dtype=torch.bool, device="cuda")
+    mask[3:5] = True
+
+    def balance(x: Tensor) -> Tensor:
+        chosen, scores = moe_utils.compute_routing_scores_for_aux_loss(
+            x, 2, "softmax", fused=True, padding_mask=mask
+        )
+        assert not chosen[3:5].any()
+        return moe_utils.switch_load_balancing_loss_func(scores, chosen.sum(0), 20, 2, 16, 0.1, fused=True)
+
+    check("auxiliary loss", "router", balance, [logits], (torch.float32,))
+
+
+def experts() -> None:
+    """A layer of experts with all its fusions, on both dispatchers, grouped and not."""
+    for dispatcher in ("allgather", "alltoall"):
+        # Megatron's own grouped experts refuse float32.
+        for spec, dtype in (
+            (get_gpt_layer_with_transformer_engine_spec, torch.float32),
+            (get_gpt_layer_local_spec, torch.bfloat16),
+        ):
+            config = TransformerConfig(
+                num_layers=1,
+                hidden_size=32,
+                num_attention_heads=4,
+                num_moe_experts=4,
+                moe_router_topk=2,
+                moe_router_load_balancing_type="aux_loss",
+                moe_aux_loss_coeff=0.1,
+                moe_token_dispatcher_type=dispatcher,
+                moe_permute_fusion=True,
+                moe_router_fusion=True,
+                moe_grouped_gemm=True,
+                add_bias_linear=False,
+                gated_linear_unit=True,
+                activation_func=torch.nn.functional.silu,
+                bias_activation_fusion=True,
+                moe_router_dtype="fp32",
+                bf16=dtype == torch.bfloat16,
+                params_dtype=dtype,
+            )
+            modules = spec(num_experts=4, moe_grouped_gemm=True).submodules.mlp
+            layer = build_module(modules, config=config, layer_number=1).cuda()
+            layer.set_layer_number(1)
+            x = randn(10, 2, 32).to(dtype)
+            results = []
+            for route in ("auto", "host"):
+                with routes.route(route):
+                    out, _ = layer(x)
+                    coverage.reset()
+                    named = [x, *layer.parameters()]
+                    grads = torch.autograd.grad(out.square().sum(), named)
+                    used = kernels_used()
+                assert ("combine_rows" in used and "grouped_matmul" in used) == (route == "auto"), used
+                results.append([out, *grads])
+            for a, b in zip(*results, strict=True):
+                assert a.dtype == b.dtype
+                assert error(a, b.double()) < (1e-5 if dtype == torch.float32 else 3e-2), (dispatcher, dtype)
+    print("layer of experts agrees", flush=True)
+
+
 def gradients() -> None:
     params = [torch.nn.Parameter(randn(9, 7)), torch.nn.Parameter(randn(40))]
     for p in params:
@@ -221,8 +302,10 @@ def main() -> None:
     """Runs every check."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
+    tensor_parallel.model_parallel_cuda_manual_seed(3)
     torch.manual_seed(0)
-    for checks in (activations, dropout, softmax, cross_entropy, rotary, norms, gradients):
+    every = (activations, dropout, softmax, cross_entropy, rotary, norms, router, experts, gradients)
+    for checks in every:
         checks()
     dist.destroy_process_group()
     print("all fusions agree", flush=True)
