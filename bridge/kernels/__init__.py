@@ -5,9 +5,12 @@ for Ascend.
 """
 
 from mindspeed_ms.kernels.activation import bias_activation, bias_glu
-from mindspeed_ms.kernels.attention import attention
+from mindspeed_ms.kernels.attention import Segment, attention, packed_segments
 from mindspeed_ms.kernels.backend import force_implementation, force_isa, implementation, isa
-from mindspeed_ms.kernels.context_parallel import context_parallel_attention
+from mindspeed_ms.kernels.context_parallel import (
+    context_parallel_attention,
+    context_parallel_packed_attention,
+)
 from mindspeed_ms.kernels.cross_entropy import vocab_parallel_cross_entropy
 from mindspeed_ms.kernels.dropout import bias_dropout_add
 from mindspeed_ms.kernels.embedding import embedding_grad
@@ -23,12 +26,13 @@ from mindspeed_ms.kernels.optimizer import (
     sgd_step,
 )
 from mindspeed_ms.kernels.permutation import Rows, combine_rows, gather_rows, permutation
-from mindspeed_ms.kernels.rope import latent_key_value, latent_query, rope
+from mindspeed_ms.kernels.rope import latent_key_value, latent_query, packed_positions, rope
 from mindspeed_ms.kernels.router import auxiliary_scores, load_balancing_loss, topk_router
 from mindspeed_ms.kernels.softmax import scaled_softmax
 
 __all__ = [
     "Rows",
+    "Segment",
     "adam_step",
     "attention",
     "auxiliary_scores",
@@ -38,6 +42,7 @@ __all__ = [
     "clip_by_norm_",
     "combine_rows",
     "context_parallel_attention",
+    "context_parallel_packed_attention",
     "embedding_grad",
     "force_implementation",
     "force_isa",
@@ -54,6 +59,8 @@ __all__ = [
     "load_balancing_loss",
     "multi_scale",
     "newton_schulz",
+    "packed_positions",
+    "packed_segments",
     "permutation",
     "rms_norm",
     "rope",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from mindspeed_ms.kernels.backend import counted, dtype_code, implementation, native
@@ -12,6 +14,20 @@ from torch.autograd.function import once_differentiable
 
 LAYOUTS = {"sbhd": (1, 0, 2), "bshd": (0, 1, 2), "bhsd": (0, 2, 1)}
 """Where a layout keeps (batch, row, head); the last dimension is the head's."""
+
+
+class Segment(NamedTuple):
+    """Rows of packed queries and the packed keys that they may see: one sequence, or a part of one.
+
+    Query i of the segment is aligned with key i + shift. Segments share no query; their keys are apart or,
+    where no gradient is wanted, may overlap.
+    """
+
+    q_begin: int
+    q_len: int
+    k_begin: int
+    k_len: int
+    shift: int
 
 
 @dataclass(frozen=True)
@@ -22,7 +38,7 @@ class _Plan:
     scale: float
     softcap: float
     window: tuple[int, int]  # -1: no bound
-    sequences: tuple[tuple[int, int, int, int, int, int], ...]  # as AttentionSequence in csrc
+    sequences: tuple[tuple[int, int, int, int, int, int], ...]  # (batch, *Segment): AttentionSequence in csrc
     drop: int  # of 65536
     seed: int
 
@@ -41,6 +57,7 @@ def attention(
     sink: torch.Tensor | None = None,
     cu_seqlens_q: torch.Tensor | None = None,
     cu_seqlens_k: torch.Tensor | None = None,
+    segments: tuple[Segment, ...] | None = None,
     shift: int | None = None,
     layout: str = "sbhd",
     return_lse: bool = False,
@@ -58,12 +75,16 @@ def attention(
     * dropout: probability (a multiple of 1/65536), seed drawn from the generator of query's device.
     * sink: (heads,), a score that takes part in the softmax and has no value (Megatron's softmax_offset).
     * cu_seqlens_q, cu_seqlens_k: int (n + 1,), packed sequences; inputs are then (t, heads, d) ("thd").
+    * segments: instead of them, where each packed sequence lies (:func:`packed_segments` makes them of
+      sequences with padding between); tokens of no segment get zeros.
     * return_lse: also returns log sum exp of the scores, fp32 (b, heads, s), or (heads, t) for packed ones:
       what partial results of a context-parallel ring are merged by. It is differentiable.
 
     A query that sees no key gives zeros and log-sum-exp -inf. ValueError for shapes that do not fit.
     """
-    packed = cu_seqlens_q is not None
+    if cu_seqlens_q is not None:
+        segments = packed_segments(cu_seqlens_q, cu_seqlens_k, shift=shift)
+    packed = segments is not None
     if packed:
         if query.dim() != 3:
             raise ValueError(
@@ -83,7 +104,7 @@ def attention(
         1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
         float(softcap or 0.0),
         (window[0], 0 if causal else window[1]) if window is not None else (-1, 0 if causal else -1),
-        _sequences(b, s, sk, shift, cu_seqlens_q, cu_seqlens_k),
+        _sequences(b, s, sk, shift, segments),
         round(dropout * 65536),
         _draw_seed(query) if dropout > 0 else 0,
     )
@@ -141,22 +162,45 @@ def _check(query, key, value, layout, sink, dropout):
         raise ValueError(f"attention: dropout is {dropout}, expected 0 <= dropout < 1")
 
 
-def _sequences(b, s, sk, shift, cu_q, cu_k):
-    if cu_q is None:
+def packed_segments(
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor | None = None,
+    cu_seqlens_q_padded: torch.Tensor | None = None,
+    cu_seqlens_k_padded: torch.Tensor | None = None,
+    *,
+    shift: int | None = None,
+) -> tuple[Segment, ...]:
+    """Segments of packed sequences: int (n + 1,) sums of lengths, of keys by default those of queries.
+
+    With padding between sequences (Transformer Engine's cu_seqlens_*_padded) the latter say where sequences
+    begin, the former how long they are. `shift` is by default k_len - q_len: the last query of a sequence
+    sees all its keys. ValueError for sums that decrease or do not begin at 0, or unequal numbers of them.
+    """
+    if cu_seqlens_k is None:
+        cu_seqlens_k, cu_seqlens_k_padded = cu_seqlens_q, cu_seqlens_q_padded
+    sums_q, sums_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    begins_q = sums_q if cu_seqlens_q_padded is None else cu_seqlens_q_padded.tolist()
+    begins_k = sums_k if cu_seqlens_k_padded is None else cu_seqlens_k_padded.tolist()
+    sums = (sums_q, sums_k, begins_q, begins_k)
+    if any(len(s) != len(sums_q) or s[0] or any(a > b for a, b in itertools.pairwise(s)) for s in sums):
+        raise ValueError(f"attention: cu_seqlens must begin with 0, not decrease, and be as many: {sums}")
+    segments = []
+    for i in range(len(sums_q) - 1):
+        q_len, k_len = sums_q[i + 1] - sums_q[i], sums_k[i + 1] - sums_k[i]
+        if q_len > begins_q[i + 1] - begins_q[i] or k_len > begins_k[i + 1] - begins_k[i]:
+            raise ValueError(f"attention: sequence {i} is longer than its place with padding: {sums}")
+        aligned = k_len - q_len if shift is None else shift
+        segments.append(Segment(begins_q[i], q_len, begins_k[i], k_len, aligned))
+    return tuple(segments)
+
+
+def _sequences(b, s, sk, shift, segments):
+    if segments is None:
         return tuple((i, 0, s, 0, sk, sk - s if shift is None else shift) for i in range(b))
-    ends_q = cu_q.tolist()
-    ends_k = ends_q if cu_k is None else cu_k.tolist()
-    if len(ends_q) != len(ends_k) or ends_q[-1] > s or ends_k[-1] > sk or ends_q[0] or ends_k[0]:
-        raise ValueError(
-            f"attention: cu_seqlens_q {ends_q} and cu_seqlens_k {ends_k} do not fit {s} and {sk} tokens"
-        )
-    rows = []
-    for i in range(len(ends_q) - 1):
-        q_len, k_len = ends_q[i + 1] - ends_q[i], ends_k[i + 1] - ends_k[i]
-        if q_len < 0 or k_len < 0:
-            raise ValueError("attention: cu_seqlens must not decrease")
-        rows.append((0, ends_q[i], q_len, ends_k[i], k_len, k_len - q_len if shift is None else shift))
-    return tuple(rows)
+    for segment in segments:
+        if segment.q_begin + segment.q_len > s or segment.k_begin + segment.k_len > sk:
+            raise ValueError(f"attention: {segment} is beyond the {s} tokens of query or {sk} of key")
+    return tuple((0, *segment) for segment in segments)
 
 
 def _draw_seed(query):
@@ -223,8 +267,12 @@ class _Attention(torch.autograd.Function):
         dout = torch.zeros_like(out) if dout is None else _rows_contiguous(dout)
         if dlse is not None:
             dlse = dlse.to(torch.float32).expand_as(lse).contiguous()
-        whole = len(ctx.plan.sequences) == query.shape[LAYOUTS[ctx.plan.layout][0]] and query.numel()
-        like = torch.empty_like if whole else torch.zeros_like
+        rows = query.shape[:-2].numel(), key.shape[:-2].numel()
+        if ctx.plan.layout == "bhsd":
+            rows = query.shape[0] * query.shape[2], key.shape[0] * key.shape[2]
+        whole = rows == tuple(sum(sequence[i] for sequence in ctx.plan.sequences) for i in (2, 4))
+        # What no sequence covers is never written; nor is anything when there is no query or no key.
+        like = torch.empty_like if whole and query.numel() and key.numel() else torch.zeros_like
         grads = [like(t, memory_format=torch.contiguous_format) for t in (query, key, value)]
         if key.numel() and value.numel():
             with counted("attention_backward", query):
@@ -281,9 +329,19 @@ def _composite(query, key, value, mask, plan):
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    outs, sums = [], []
-    for index, sequence in enumerate(plan.sequences):
+    outs = [[] for _ in range(q.shape[0])]  # of each batch entry, in the order of its rows
+    sums = [[] for _ in range(q.shape[0])]
+    ends = [0] * q.shape[0]
+
+    def leave_out(i, rows):
+        nothing = q[i, :, :rows, :0].sum(-1, keepdim=True)  # zeros that have a gradient of zeros
+        outs[i].append(nothing.expand(-1, -1, v.shape[-1]))
+        sums[i].append(torch.full((q.shape[1], rows), -math.inf, dtype=wide, device=q.device))
+
+    for index, sequence in sorted(enumerate(plan.sequences), key=lambda pair: pair[1][:2]):
         i, q0, s, k0, sk, _ = sequence
+        leave_out(i, q0 - ends[i])
+        ends[i] = q0 + s
         scores = q[i, :, q0 : q0 + s].to(wide) @ k[i, :, k0 : k0 + sk].to(wide).transpose(-1, -2) * plan.scale
         if plan.softcap:
             scores = plan.softcap * torch.tanh(scores / plan.softcap)
@@ -296,16 +354,15 @@ def _composite(query, key, value, mask, plan):
         if plan.drop:
             keep = attention_keep(plan.sequences, q.shape[1], index, plan.drop, plan.seed)
             probs = probs * keep.to(probs.device, wide)
-        outs.append((probs @ v[i, :, k0 : k0 + sk].to(wide)).to(query.dtype))
-        sums.append(lse)
-    if not outs:  # an empty batch
+        outs[i].append((probs @ v[i, :, k0 : k0 + sk].to(wide)).to(query.dtype))
+        sums[i].append(lse)
+    for i in range(q.shape[0]):
+        leave_out(i, q.shape[2] - ends[i])
+    if outs:
+        out = torch.stack([torch.cat(parts, 1) for parts in outs])
+        lse = torch.stack([torch.cat(parts, 1) for parts in sums])
+    else:  # an empty batch
         out, lse = q[..., :1].expand(-1, -1, -1, v.shape[-1]), q[..., 0]
-    elif len(outs) == q.shape[0]:  # one sequence per batch entry
-        out, lse = torch.stack(outs), torch.stack(sums)
-    else:
-        rest = q.shape[2] - sum(o.shape[1] for o in outs)
-        out = torch.nn.functional.pad(torch.cat(outs, 1), (0, 0, 0, rest)).unsqueeze(0)
-        lse = torch.nn.functional.pad(torch.cat(sums, 1), (0, rest), value=-math.inf).unsqueeze(0)
     inverse = [0, 0, 0, 3]
     for position, axis in enumerate((batch, head, row)):
         inverse[axis] = position

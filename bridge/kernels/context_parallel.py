@@ -14,13 +14,14 @@ Methods, by Transformer Engine's names (``cp_comm_type``):
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from mindspeed_ms.kernels.attention import attention, with_sink
+from mindspeed_ms.kernels.attention import Segment, attention, with_sink
 from torch.autograd.function import once_differentiable
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -174,6 +175,63 @@ def _by_heads(
     out = attention(query, key, value, causal=causal, window=window, sink=sink, **options)
     out = _Exchange.apply(ranks, _reorder(out, inverse).view(c, s, b, heads // c, -1))
     return out.permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+
+def context_parallel_packed_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    group: dist.ProcessGroup,
+    cu_seqlens: torch.Tensor,
+    cu_seqlens_padded: torch.Tensor | None = None,
+    *,
+    causal: bool = True,
+    **options: Any,
+) -> torch.Tensor:
+    """This rank's rows of the attention within each packed sequence; a collective call, also in backward.
+
+    query (t, heads, d), key (t, kv_heads, d), value (t, kv_heads, dv): of every sequence this rank's two of
+    the ``2 c`` chunks, one after the other. cu_seqlens, cu_seqlens_padded: int (n + 1,), sums of the lengths
+    of whole sequences without and with the padding behind each, whose lengths are multiples of ``2 c``. Every
+    rank gathers all keys and values. The result is (t, heads, dv), zeros for padding; options (window, scale,
+    dropout, sink) as in :func:`mindspeed_ms.kernels.attention.attention`. ValueError for lengths that the
+    ranks cannot share.
+    """
+    ranks = _Ranks(group, group.size(), group.rank())
+    lengths = [end - begin for begin, end in itertools.pairwise(cu_seqlens.tolist())]
+    begins = cu_seqlens.tolist() if cu_seqlens_padded is None else cu_seqlens_padded.tolist()
+    shares = [end - begin for begin, end in itertools.pairwise(begins)]
+    if any(share % (2 * ranks.size) for share in shares) or begins[-1] > query.shape[0] * ranks.size:
+        raise ValueError(
+            f"context parallel packed sequences need lengths divisible by {2 * ranks.size} that fill at most "
+            f"{query.shape[0]} tokens a rank, got the sums {begins}"
+        )
+    order = _packed_order(ranks, begins, query.shape[0]).to(key.device)
+    key, value = (_Gather.apply(ranks, t).index_select(0, order) for t in (key, value))
+    outs = []
+    for place, chunk in enumerate(ranks.chunks):
+        segments = []
+        for begin, share, length in zip(begins, shares, lengths, strict=False):
+            half = share // (2 * ranks.size)
+            first = chunk * half  # position of the chunk's first token in its sequence
+            rows = min(max(length - first, 0), half)
+            seen = min(length, first + half) if causal else length
+            segments.append(Segment(begin // ranks.size + place * half, rows, begin, seen, first))
+        outs.append(attention(query, key, value, causal=causal, segments=tuple(segments), **options))
+    return outs[0] + outs[1]  # each has zeros where the other has rows
+
+
+def _packed_order(ranks: _Ranks, begins: list[int], tokens: int) -> torch.Tensor:
+    """Where token 0, 1, ... of the packed sequences lies among the `tokens` of rank 0, of rank 1, ..."""
+    places = [torch.empty(0, dtype=torch.int64)]
+    for begin, end in itertools.pairwise(begins):
+        half = (end - begin) // (2 * ranks.size)
+        for chunk in range(2 * ranks.size):
+            first = chunk < ranks.size
+            rank = chunk if first else 2 * ranks.size - 1 - chunk
+            at = rank * tokens + begin // ranks.size + (0 if first else half)
+            places.append(torch.arange(at, at + half))
+    return torch.cat(places)
 
 
 METHODS: dict[str, Callable[..., torch.Tensor]] = {"p2p": _ring, "all_gather": _gathered, "a2a": _by_heads}

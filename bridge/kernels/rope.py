@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
 from torch.autograd.function import once_differentiable
@@ -13,7 +15,17 @@ LAYOUTS = {"half": 0, "interleaved": 1, "to_half": 2}
 _tables: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def rope(x: torch.Tensor, freqs: torch.Tensor, layout: str = "half", *, mscale: float = 1.0) -> torch.Tensor:
+_positions: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def rope(
+    x: torch.Tensor,
+    freqs: torch.Tensor,
+    layout: str = "half",
+    *,
+    mscale: float = 1.0,
+    positions: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Rotates the first freqs.shape[-1] channels of each head by the angles `freqs`; the others are copied.
 
     x: (sequence, batch, heads, channels) or (tokens, heads, channels), fp32, bf16 or fp16, any strides with
@@ -21,18 +33,19 @@ def rope(x: torch.Tensor, freqs: torch.Tensor, layout: str = "half", *, mscale: 
     both halves given as Megatron's RotaryEmbedding does. layout: "half" pairs (i, i + rotary/2),
     "interleaved" pairs (2i, 2i+1), "to_half" takes interleaved pairs and returns them in halves (Megatron's
     multi_latent_attention). cos and sin are multiplied by `mscale` (YaRN) and, unlike in Megatron's unfused
-    code, not rounded to x's dtype. The result is contiguous.
+    code, not rounded to x's dtype. `positions`, int64 (sequence,), say which row of freqs a token takes
+    (:func:`packed_positions` for packed sequences), by default its own. The result is contiguous.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"unknown rotary layout {layout!r}; use one of {sorted(LAYOUTS)}")
     if x.dim() == 3:
-        return rope(x.unsqueeze(1), freqs, layout, mscale=mscale).squeeze(1)
+        return rope(x.unsqueeze(1), freqs, layout, mscale=mscale, positions=positions).squeeze(1)
     rotary = freqs.shape[-1]
     if x.dim() != 4 or rotary > x.shape[-1] or rotary % 2:
         raise ValueError(f"rope: x {tuple(x.shape)} cannot be rotated by freqs {tuple(freqs.shape)}")
     if (
         freqs.dim() != 4
-        or freqs.shape[0] < x.shape[0]
+        or (freqs.shape[0] < x.shape[0] and positions is None)
         or freqs.shape[1] not in (1, x.shape[1])
         or freqs.shape[2] != 1
     ):
@@ -40,10 +53,13 @@ def rope(x: torch.Tensor, freqs: torch.Tensor, layout: str = "half", *, mscale: 
             f"rope: freqs {tuple(freqs.shape)} must be (sequence, 1 or batch, 1, rotary) "
             f"for x {tuple(x.shape)}"
         )
-    freqs = freqs if freqs.shape[0] == x.shape[0] else freqs[: x.shape[0]]
+    if positions is not None and positions.shape != x.shape[:1]:
+        raise ValueError(f"rope: positions {tuple(positions.shape)} do not fit x {tuple(x.shape)}")
+    if positions is None and freqs.shape[0] != x.shape[0]:
+        freqs = freqs[: x.shape[0]]
     if implementation(x, freqs) == "composite":  # float64 keeps the angles' own precision
-        return rope_composite(x, freqs, layout, mscale=mscale)
-    cos, sin = _cos_sin(freqs, mscale)
+        return rope_composite(x, _rows(freqs, positions), layout, mscale=mscale)
+    cos, sin = (_rows(table, positions) for table in _cos_sin(freqs, mscale))
     return _Rope.apply(x, cos, sin, LAYOUTS[layout], False)
 
 
@@ -54,27 +70,77 @@ def rope_composite(
     return _turn_composite(x, torch.cos(freqs) * mscale, torch.sin(freqs) * mscale, layout)
 
 
-def latent_query(q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def packed_positions(cu_seqlens: torch.Tensor, tokens: int, ranks: int = 1, rank: int = 0) -> torch.Tensor:
+    """Position of each token within its own sequence, int64 (tokens,) on cu_seqlens' device.
+
+    cu_seqlens: int (n + 1,), sums of the lengths of whole sequences. Of several context-parallel `ranks` this
+    one holds chunks `rank` and 2 * ranks - 1 - rank of the 2 * ranks chunks of every sequence, one after the
+    other (Transformer Engine's order). Tokens after the last sequence are padding and have position 0.
+    ValueError for sequences that do not divide, or are more than the tokens.
+    """
+    known, key = _positions.get(cu_seqlens), (cu_seqlens._version, tokens, ranks, rank)
+    if known is not None and known[0] == key:
+        return known[1]
+    sums = cu_seqlens.tolist()
+    places = torch.zeros(tokens, dtype=torch.int64)
+    at = 0
+    for begin, end in itertools.pairwise(sums):
+        if ranks > 1 and (end - begin) % (2 * ranks):
+            raise ValueError(
+                f"packed sequences on {ranks} ranks need lengths divisible by {2 * ranks}: {sums}"
+            )
+        chunk = (end - begin) // (2 * ranks) if ranks > 1 else end - begin
+        for number in (rank, 2 * ranks - 1 - rank) if ranks > 1 else (0,):
+            if at + chunk > tokens:
+                raise ValueError(f"packed sequences {sums} on {ranks} ranks are more than {tokens} tokens")
+            places[at : at + chunk] = torch.arange(number * chunk, (number + 1) * chunk)
+            at += chunk
+    places = places.to(cu_seqlens.device)
+    _positions[cu_seqlens] = (key, places)
+    return places
+
+
+def latent_query(
+    q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor | None = None
+) -> torch.Tensor:
     """Query of multi-latent attention: its last cos.shape[-1] channels, interleaved, are rotated into halves.
 
-    q: (sequence, batch, heads, channels); cos, sin: (sequence or more, 1, 1, rotary), any dtype; they are
-    data, no gradient goes to them. The result is a new tensor.
+    q: (sequence, batch, heads, channels), or (tokens, heads, channels) of packed sequences with `positions`
+    as in :func:`rope`; cos, sin: (sequence or more, 1, 1, rotary), any dtype; they are data, no gradient goes
+    to them. The result is a new tensor.
     """
+    if q.dim() == 3:
+        return latent_query(q.unsqueeze(1), cos, sin, positions).squeeze(1)
+    cos, sin = _rows(cos, positions), _rows(sin, positions)
     plain, position = q.split((q.shape[-1] - cos.shape[-1], cos.shape[-1]), dim=-1)
     return torch.cat((plain, _latent_turn(position, cos, sin)), dim=-1)
 
 
 def latent_key_value(
-    kv: torch.Tensor, position: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, key_channels: int
+    kv: torch.Tensor,
+    position: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    key_channels: int,
+    positions: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Key and value of multi-latent attention; the rotated ``position`` is the end of each head's key.
 
     kv: (sequence, batch, heads, key_channels + value channels); position: (sequence, batch, 1, rotary);
-    cos, sin as in :func:`latent_query`. Returns (..., key_channels + rotary) and (..., value channels).
+    packed kv and position have no batch; cos, sin and positions as in :func:`latent_query`. Returns
+    (..., key_channels + rotary) and (..., value channels).
     """
+    if kv.dim() == 3:
+        both = latent_key_value(kv.unsqueeze(1), position.unsqueeze(1), cos, sin, key_channels, positions)
+        return both[0].squeeze(1), both[1].squeeze(1)
+    cos, sin = _rows(cos, positions), _rows(sin, positions)
     key, value = kv.split((key_channels, kv.shape[-1] - key_channels), dim=-1)
     turned = _latent_turn(position, cos, sin).expand(*key.shape[:-1], -1)
     return torch.cat((key, turned), dim=-1), value.contiguous()
+
+
+def _rows(table: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    return table if positions is None else table.index_select(0, positions.to(table.device))
 
 
 def _latent_turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,5 @@
 """Multi-latent attention: its rope fusion, on by default, is a pair of triton kernels."""
 
-from typing import Any
-
 import torch
 from mindspeed_ms.patches.registry import replace
 
@@ -9,11 +7,14 @@ REASON = "a triton kernel, and rope fusion is on by default"
 MODULE = "megatron.core.fusions.fused_mla_yarn_rope_apply"
 
 
-def _check(packed: Any, interleaved: bool) -> None:
-    if packed is not None:
-        raise NotImplementedError("packed sequences are not implemented: pad them to one length")
+def _positions(
+    tensor: torch.Tensor, cu_seqlens: torch.Tensor | None, ranks: int, rank: int, interleaved: bool
+) -> torch.Tensor | None:
+    from mindspeed_ms.kernels import packed_positions
+
     if interleaved:
         raise ValueError("interleaved rope of latent attention is not implemented: set --no-rope-fusion")
+    return None if cu_seqlens is None else packed_positions(cu_seqlens, tensor.shape[0], ranks, rank)
 
 
 @replace(f"{MODULE}:fused_apply_mla_rope_for_q", reason=REASON, versions=">=0.14,<0.17")
@@ -28,11 +29,13 @@ def fused_apply_mla_rope_for_q(
     cp_size: int = 1,
     rotary_interleaved: bool = False,
 ) -> torch.Tensor:
-    """The query ``[sq, b, heads, qk_head_dim + emb_dim]`` with its last emb_dim channels rotated."""
+    """The query ``[sq, b, heads, qk_head_dim + emb_dim]`` with its last emb_dim channels rotated.
+
+    Packed sequences come as ``[t, heads, qk_head_dim + emb_dim]``.
+    """
     from mindspeed_ms.kernels import latent_query
 
-    _check(cu_seqlens_q, rotary_interleaved)
-    return latent_query(t, cos, sin)
+    return latent_query(t, cos, sin, _positions(t, cu_seqlens_q, cp_size, cp_rank, rotary_interleaved))
 
 
 @replace(f"{MODULE}:fused_apply_mla_rope_for_kv", reason=REASON, versions=">=0.14,<0.17")
@@ -49,8 +52,8 @@ def fused_apply_mla_rope_for_kv(
     cp_size: int = 1,
     rotary_interleaved: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Key ``[sk, b, heads, k_dim + emb_dim]`` and value ``[sk, b, heads, v_dim]``."""
+    """Key ``[sk, b, heads, k_dim + emb_dim]`` and value ``[sk, b, heads, v_dim]``; packed ones without b."""
     from mindspeed_ms.kernels import latent_key_value
 
-    _check(cu_seqlens_kv, rotary_interleaved)
-    return latent_key_value(kv, k_pos_emb, cos, sin, k_dim)
+    positions = _positions(kv, cu_seqlens_kv, cp_size, cp_rank, rotary_interleaved)
+    return latent_key_value(kv, k_pos_emb, cos, sin, k_dim, positions)

@@ -86,18 +86,20 @@ class DotProductAttention(torch.nn.Module):
     ) -> torch.Tensor:
         """query ``(sq, b, heads, d)``, key and value ``(sk, b, groups, d)`` -> ``(sq, b, heads * d)``.
 
-        Raises NotImplementedError for an attention bias and for packed sequences.
+        Packed sequences (``qkv_format`` "thd") come as ``(tokens, heads, d)`` with ``cu_seqlens_q`` and
+        others of Megatron's PackedSeqParams, and go as ``(tokens, heads * d)``. Raises
+        NotImplementedError for an attention bias.
         """
         from megatron.core.transformer.enums import AttnMaskType
 
         if core_attention_bias is not None:
             raise NotImplementedError("attention bias is not implemented: use a mask")
-        if any(v is not None for name, v in packed.items() if name.startswith("cu_seqlens")):
-            raise NotImplementedError("packed sequences are not implemented: pad them to one length")
         core = self._core
         if core.training != self.training:
             core.train(self.training)
         kind = None if attn_mask_type is None else AttnMaskType[attn_mask_type]
+        if qkv_format == "thd":
+            return self._packed(query, key, value, (kind or core.attn_mask_type).name, packed)
         if self.cp_group is not None and self.cp_group.size() > 1:
             return self._context_parallel(query, key, value, kind or core.attn_mask_type)
         attention_mask = _scores_mask(attention_mask, (kind or core.attn_mask_type).name, query, key)
@@ -107,7 +109,6 @@ class DotProductAttention(torch.nn.Module):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: Any
     ) -> torch.Tensor:
         """Like Transformer Engine, goes by the kind of mask and takes no notice of the mask itself."""
-        from megatron.core.tensor_parallel import get_cuda_rng_tracker
         from mindspeed_ms.kernels import context_parallel_attention
 
         if kind.name not in ("causal", "no_mask"):
@@ -115,10 +116,7 @@ class DotProductAttention(torch.nn.Module):
                 f"context parallelism with a {kind.name} mask is not implemented: use a causal mask, or "
                 "--context-parallel-size 1"
             )
-        core = self._core
-        dropout = core.attention_dropout.p if self.training else 0.0
-        fork = dropout > 0 and not self.config.sequence_parallel
-        with get_cuda_rng_tracker().fork() if fork else contextlib.nullcontext():
+        with self._random_region():
             context = context_parallel_attention(
                 query,
                 key,
@@ -127,12 +125,51 @@ class DotProductAttention(torch.nn.Module):
                 # Megatron-LM's flag has Megatron's spelling, Transformer Engine's argument another.
                 method={"allgather": "all_gather"}.get(self.cp_comm_type, self.cp_comm_type),
                 causal=kind.name == "causal",
-                window=self._window,
-                scale=core.softmax_scale * (core.scale_mask_softmax.scale or 1.0),
-                dropout=dropout,
-                sink=getattr(core, "softmax_offset", None),
+                **self._options(),
             )
         return context.flatten(2)
+
+    def _packed(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: str, packed: dict[str, Any]
+    ) -> torch.Tensor:
+        """Each sequence by itself, by the kind of mask; where ranks share them, whatever the cp_comm_type."""
+        from mindspeed_ms.kernels import attention, context_parallel_packed_attention, packed_segments
+
+        names = ("cu_seqlens_q", "cu_seqlens_kv", "cu_seqlens_q_padded", "cu_seqlens_kv_padded")
+        sums = [packed.get(name) for name in names]
+        if kind == "arbitrary" or sums[0] is None:
+            raise ValueError(
+                f"packed sequences with a {kind} mask and cu_seqlens_q {sums[0]}: give cu_seqlens_q, and a "
+                "causal mask or none"
+            )
+        options = {"causal": "causal" in kind, **self._options()}
+        with self._random_region():
+            if self.cp_group is not None and self.cp_group.size() > 1:
+                out = context_parallel_packed_attention(
+                    query, key, value, self.cp_group, sums[0], sums[2], **options
+                )
+            else:
+                # Transformer Engine aligns the first query with the first key unless told otherwise.
+                shift = None if "bottom_right" in kind else 0
+                out = attention(query, key, value, segments=packed_segments(*sums, shift=shift), **options)
+        return out.flatten(1)
+
+    def _options(self) -> dict[str, Any]:
+        core = self._core
+        return {
+            "window": self._window,
+            "scale": core.softmax_scale * (core.scale_mask_softmax.scale or 1.0),
+            "dropout": core.attention_dropout.p if self.training else 0.0,
+            "sink": getattr(core, "softmax_offset", None),
+        }
+
+    def _random_region(self) -> contextlib.AbstractContextManager[Any]:
+        """Where dropout draws its masks from the state that tensor-parallel ranks do not share."""
+        from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+        dropout = self._core.attention_dropout.p if self.training else 0.0
+        fork = dropout > 0 and not self.config.sequence_parallel
+        return get_cuda_rng_tracker().fork() if fork else contextlib.nullcontext()
 
 
 def _scores_mask(

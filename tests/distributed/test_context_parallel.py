@@ -4,7 +4,12 @@ import pytest
 import ranks
 import torch
 import torch.distributed as dist
-from mindspeed_ms.kernels import attention, context_parallel_attention
+from mindspeed_ms.kernels import (
+    attention,
+    context_parallel_attention,
+    context_parallel_packed_attention,
+    packed_segments,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -60,6 +65,32 @@ def _compare(size, rank, device, dtype, tolerance, options):
         )
 
 
+def _compare_packed(size, rank, device, causal):
+    """Two sequences of 6 * size and 2 * size tokens, the first less its last 3, and 2 tokens of nothing."""
+    *whole, gradient = (t[: 8 * size, 0] for t in _whole(size, torch.float32))
+    sums, places = torch.tensor([0, 6 * size - 3, 8 * size - 3]), torch.tensor([0, 6 * size, 8 * size])
+    gradient[6 * size - 3 : 6 * size] = 0
+    segments = packed_segments(sums, None, places)
+    exact = [t.double() for t in whole]
+    expected = _results(
+        exact, gradient.double(), lambda *qkv: attention(*qkv, causal=causal, segments=segments)
+    )
+
+    def share(tensor):
+        parts = [_share(part, rank, size) for part in tensor.split([6 * size, 2 * size])]
+        return torch.cat([*parts, torch.zeros(2, *tensor.shape[1:], dtype=tensor.dtype)])
+
+    results = _results(
+        [share(t).to(device) for t in whole],
+        share(gradient).to(device),
+        lambda *qkv: context_parallel_packed_attention(
+            *qkv, dist.group.WORLD, sums.to(device), places.to(device), causal=causal
+        ),
+    )
+    for got, one in zip(results, expected, strict=True):
+        torch.testing.assert_close(got, share(one), rtol=2e-5, atol=2e-5)
+
+
 def _compare_all(rank, size, store, device):
     import mindspeed_ms.patch  # noqa: F401
 
@@ -68,6 +99,8 @@ def _compare_all(rank, size, store, device):
         _compare(size, rank, device, torch.float32, 2e-5, options)
     # Partial results of bfloat16 are rounded once each, then their sum: 2 * 2**-8 of values below 2.
     _compare(size, rank, device, torch.bfloat16, 2e-2, {"method": "p2p"})
+    for causal in (True, False):
+        _compare_packed(size, rank, device, causal)
     dist.destroy_process_group()
 
 

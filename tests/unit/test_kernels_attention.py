@@ -8,7 +8,13 @@ import torch
 from kernel_checks import DTYPES, ISAS, assert_as_good_as_torch, check_against_float64, isa
 from mindspeed_ms import kernels
 from mindspeed_ms.kernels import backend
-from mindspeed_ms.kernels.attention import LAYOUTS, attention_keep, mask_is_causal
+from mindspeed_ms.kernels.attention import (
+    LAYOUTS,
+    Segment,
+    attention_keep,
+    mask_is_causal,
+    packed_segments,
+)
 
 # (s, sk, b, heads, kv_heads, dim, value_dim), flags
 CASES = {
@@ -124,6 +130,47 @@ def test_packed_sequences_do_not_see_each_other(dtype):
             alone_grads = torch.autograd.grad(expected, alone, dout[begin:end].unsqueeze(1))
             for g, e in zip(grads, alone_grads, strict=True):
                 assert torch.equal(g[begin:end], e.squeeze(1))
+
+
+@pytest.mark.parametrize("kinds", [{"causal": True}, {"causal": False}, {"causal": True, "window": (3, 0)}])
+def test_packed_sequences_with_padding_against_float64(kinds):
+    """Sequences of their own lengths for queries and keys, padding behind each, one without queries."""
+    torch.manual_seed(3)
+    sums_q, places_q = torch.tensor([0, 5, 5, 105]), torch.tensor([0, 8, 16, 120])
+    sums_k, places_k = torch.tensor([0, 9, 12, 112]), torch.tensor([0, 9, 16, 130])
+    segments = packed_segments(sums_q, sums_k, places_q, places_k)
+    inputs = [torch.randn(n, h, d) for n, h, d in ((124, 4, 32), (131, 2, 32), (131, 2, 48))]
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [t.to(dtype).requires_grad_() for t in inputs]
+        out, lse = kernels.attention(*leaves, segments=segments, return_lse=True, **kinds)
+        seen = lse.isfinite()
+        total = (out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)).sum() + lse[seen].sum()
+        results.append((out, lse, *torch.autograd.grad(total, leaves)))
+    for got, exact in zip(*results, strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
+    out, _, *grads = results[0]
+    query, key = (places_q, sums_q), (places_k, sums_k)
+    for tensor, (places, sums) in ((out, query), (grads[0], query), (grads[2], key)):
+        ends = places[:-1] + sums.diff()
+        assert not any(tensor[a:b].any() for a, b in zip(ends.tolist(), places[1:].tolist(), strict=True))
+
+
+def test_what_one_sequence_does_not_cover_has_no_gradient():
+    q, k, v = (torch.randn(9, 2, 16, requires_grad=True) for _ in range(3))
+    out = kernels.attention(q, k, v, segments=(Segment(2, 4, 3, 5, 1),))
+    for grad in torch.autograd.grad(out.sum(), (q, v)):
+        assert grad.isfinite().all()
+    assert not torch.autograd.grad(kernels.attention(q, k, v, segments=()).sum(), q)[0].any()
+
+
+@pytest.mark.parametrize(
+    "sums", [([1, 3], None), ([0, 3, 2], None), ([0, 3], [0, 2]), ([0, 3], [0, 3, 4])]
+)  # fmt: skip
+def test_sums_that_are_no_sequences_are_refused(sums):
+    sums, places = (None if s is None else torch.tensor(s) for s in sums)
+    with pytest.raises(ValueError, match="attention"):
+        packed_segments(sums, None, places)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -139,6 +139,33 @@ def test_rope(name, dtype, layout):
     assert torch.equal(kernels.rope(packed, freqs)[:, None], kernels.rope(packed[:, None], freqs))
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_packed_sequences_turn_from_their_own_first_token(ranks):
+    torch.manual_seed(0)
+    lengths, padding = [4, 8, 0, 12], 3
+    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
+    whole = [torch.randn(n, 2, 32) for n in lengths]
+    freqs = torch.randn(12, 1, 1, 32)
+    for rank in range(ranks):
+
+        def share(x, rank=rank):
+            chunks = x.tensor_split(2 * ranks)
+            return x if ranks == 1 else torch.cat((chunks[rank], chunks[2 * ranks - 1 - rank]))
+
+        x = torch.cat([*map(share, whole), torch.randn(padding, 2, 32)])
+        positions = kernels.packed_positions(cu_seqlens, len(x), ranks, rank)
+        got = kernels.rope(x, freqs, positions=positions)
+        expected = [share(kernels.rope(one, freqs)) for one in whole if len(one)]
+        assert torch.equal(got[:-padding], torch.cat(expected))
+        plain, position = torch.randn(len(x), 2, 40), x[:, :1]
+        cos, sin = freqs.cos(), freqs.sin()
+        key, _ = kernels.latent_key_value(plain, position, cos, sin, 24, positions)
+        query = kernels.latent_query(torch.cat((plain[..., :24], x), -1), cos, sin, positions)
+        assert torch.equal(key[:, 0, 24:], query[:, 0, 24:])
+    with pytest.raises(ValueError, match="more than"):
+        kernels.packed_positions(cu_seqlens, 7)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_latent_attention_turns_pairs_into_halves(dtype):
     """Pairs of channels as complex numbers times exp(i angle); real parts first, then imaginary ones."""

@@ -137,6 +137,41 @@ def test_rope_fusion_is_what_megatron_does_without_it():
     """)
 
 
+def test_packed_sequences_are_what_each_is_alone():
+    """Attention layer with rope, fused and not, over packed sequences with padding: rows of single runs."""
+    succeeds("""
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+        from megatron.core.packed_seq_params import PackedSeqParams
+        from megatron.core.transformer.attention import SelfAttention
+        from megatron.core.transformer.enums import AttnMaskType
+        lengths, places = [3, 8, 5], [0, 4, 14, 20]
+        spec = get_gpt_layer_with_transformer_engine_spec().submodules.self_attention.submodules
+        for fused in (False, True):
+            config = TransformerConfig(
+                **common, num_query_groups=2, apply_rope_fusion=fused, attention_dropout=0.0
+            )
+            layer = SelfAttention(config, spec, 1, AttnMaskType.causal).cuda()
+            x = torch.randn(20, 1, 64, device="cuda")
+            freqs = torch.randn(10, 1, 1, 16).cuda()
+            ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).cuda()
+            padded = torch.tensor(places, dtype=torch.int32).cuda()
+            packed = PackedSeqParams(
+                qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, cu_seqlens_q_padded=padded,
+                cu_seqlens_kv_padded=padded, max_seqlen_q=10, max_seqlen_kv=10,
+            )
+            together, _ = layer(x, None, rotary_pos_emb=freqs, packed_seq_params=packed)
+            together.square().sum().backward()
+            gradient = layer.linear_qkv.weight.grad.clone()
+            layer.linear_qkv.weight.grad = None
+            for begin, length in zip(places, lengths):
+                rows = slice(begin, begin + length)
+                alone, _ = layer(x[rows], None, rotary_pos_emb=freqs[:length])
+                torch.testing.assert_close(together[rows], alone, rtol=1e-5, atol=1e-6)
+                alone.square().sum().backward()
+            torch.testing.assert_close(gradient, layer.linear_qkv.weight.grad, rtol=1e-4, atol=1e-5)
+    """)
+
+
 def test_it_says_that_there_is_no_fp8_hardware():
     out = succeeds("""
         from transformer_engine.pytorch import fp8
