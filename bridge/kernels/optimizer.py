@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.distributed as dist
 from mindspeed_ms.kernels.backend import DTYPE_CODES, implementation, launch
 
 Tensors = Sequence[torch.Tensor]
@@ -182,34 +184,42 @@ def clip_by_norm_(grads: Tensors, max_norm: float, total_norm: float) -> None:
 
 
 #: Coefficients of the quintic Newton-Schulz iteration (Jordan et al. 2024, Muon).
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),)
 
 
 def newton_schulz(
     matrix: torch.Tensor,
     steps: int = 5,
-    coefficients: tuple[float, float, float] = NEWTON_SCHULZ,
+    coefficients: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ,
     *,
     eps: float = 1e-7,
     dtype: torch.dtype = torch.bfloat16,
+    split: tuple[int, dist.ProcessGroup] | None = None,
 ) -> torch.Tensor:
     """Muon's approximate orthogonalisation of `matrix` (..., rows, cols) (Jordan et al. 2024).
 
     Runs X <- a X + (b A + c A A) X, A = X X^T, on the normalised matrix in `dtype`, on the smaller side;
-    the result has matrix's dtype. Three matrix products a step, sums fused into them.
+    the result has matrix's dtype. Steps take the tuples (a, b, c) of `coefficients` in turn. Three matrix
+    products a step, sums fused into them. `split` (dimension, group): every rank of the group holds a part of
+    the rows (0) or columns (1) of a matrix; A is then made over the other dimension and summed over ranks.
     """
     if matrix.dim() < 2:
         raise ValueError(f"newton_schulz: needs a matrix, got shape {tuple(matrix.shape)}")
-    a, b, c = coefficients
-    tall = matrix.shape[-2] > matrix.shape[-1]
-    x = (matrix.mT if tall else matrix).reshape(-1, *sorted(matrix.shape[-2:]))
-    x = x / (torch.linalg.vector_norm(x.float(), dim=(-2, -1), keepdim=True).to(x.dtype) + eps)
-    x = x.to(dtype)
-    for _ in range(steps):
+    turned = matrix.shape[-2] > matrix.shape[-1] if split is None else split[0] == 0
+    group = None if split is None else split[1]
+    x = matrix.mT if turned else matrix
+    x = x.reshape(-1, *x.shape[-2:])
+    square = torch.linalg.vector_norm(x.float(), dim=(-2, -1), keepdim=True).square()
+    if group is not None:
+        dist.all_reduce(square, group=group)
+    x = (x / (square.sqrt().to(x.dtype) + eps)).to(dtype)
+    for _, (a, b, c) in zip(range(steps), itertools.cycle(coefficients), strict=False):
         gram = torch.bmm(x, x.mT)
+        if group is not None:
+            dist.all_reduce(gram, group=group)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     x = x.to(matrix.dtype)
-    x = x.mT if tall else x
+    x = x.mT if turned else x
     return x.reshape(matrix.shape)
 
 

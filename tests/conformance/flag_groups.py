@@ -283,7 +283,6 @@ GROUPS: dict[str, Group] = {
         1,
         """--optimizer muon --muon-momentum 0.9 --muon-extra-scale-factor 0.2 --muon-scale-mode spectral
         --ckpt-format torch --bf16""",
-        fails="Emerging Optimizers",
     ),
     "old_recompute": Group(1, "--checkpoint-activations", refused="checkpoint-activations"),
     "hierarchical_context": Group(

@@ -141,7 +141,7 @@ def test_newton_schulz_orthogonalises():
         assert values.max() < 1.25
         u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
         result = kernels.newton_schulz(matrix.double(), dtype=torch.float64)
-        a, b, c = kernels.optimizer.NEWTON_SCHULZ
+        ((a, b, c),) = kernels.optimizer.NEWTON_SCHULZ
         s = s / (s.square().sum(-1, keepdim=True).sqrt() + 1e-7)
         for _ in range(5):
             s = a * s + b * s**3 + c * s**5
