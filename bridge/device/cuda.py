@@ -21,6 +21,7 @@ import torch.cuda.random
 import torch.cuda.streams
 from mindspeed_ms import _runtime
 from mindspeed_ms.device import memory, npu, random, streams
+from torch.distributed.device_mesh import DeviceMesh
 
 DEVICE_FUNCTIONS = (
     *("is_available", "init", "is_initialized", "_is_in_bad_fork", "device_count", "current_device"),
@@ -85,6 +86,7 @@ def redirect() -> None:
     _redirect_generator()
     _redirect_autocast()
     _redirect_serialization()
+    _redirect_device_mesh()
     _redirected = True
 
 
@@ -240,6 +242,17 @@ def _npu_for_cuda(device: Any) -> Any:
         index = torch.device(device).index
         return torch.device("npu") if index is None else torch.device("npu", index)
     return device
+
+
+def _redirect_device_mesh() -> None:
+    """A mesh for "cuda" is one for npu: FSDP2 and DTensor compare its type with that of the parameters."""
+    init = DeviceMesh.__init__
+
+    @functools.wraps(init)
+    def mesh_init(self: DeviceMesh, device_type: str, *args: Any, **kwargs: Any) -> None:
+        init(self, "npu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+    DeviceMesh.__init__ = mesh_init
 
 
 def _with_npu_default(function: Callable) -> Callable:
