@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -40,13 +41,15 @@ class StandIn:
 class Provided:
     """The module ``name``, filled by ``fill(module)`` when it is first imported. ``reason``: one sentence.
 
-    ``package``: other modules are provided below it; any that is not declared stays absent.
+    ``package``: other modules are provided below it; any that is not declared stays absent. ``version``: what
+    ``importlib.metadata`` answers for the distribution of this name.
     """
 
     name: str
     fill: Callable[[ModuleType], None]
     reason: str
     package: bool = False
+    version: str = ""
 
 
 class Absent:
@@ -148,7 +151,20 @@ def _is_installed(package: str) -> bool:
     return False
 
 
-class _Provider(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _Metadata(importlib.metadata.Distribution):
+    """Name and version of a provided package; there are no files."""
+
+    def __init__(self, provided: Provided) -> None:
+        self._text = f"Metadata-Version: 2.1\nName: {provided.name}\nVersion: {provided.version}\n"
+
+    def read_text(self, filename: str) -> str | None:
+        return self._text if filename == "METADATA" else None
+
+    def locate_file(self, path: Any) -> Any:
+        raise FileNotFoundError(f"a provided package has no files: {path}")
+
+
+class _Provider(importlib.metadata.DistributionFinder, importlib.abc.Loader):
     """Finds the provided modules. It stands last on ``sys.meta_path``, so a real one is found first."""
 
     def __init__(self) -> None:
@@ -161,6 +177,14 @@ class _Provider(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if provided is None:
             return None
         return importlib.machinery.ModuleSpec(fullname, self, is_package=provided.package)
+
+    def find_distributions(
+        self, context: importlib.metadata.DistributionFinder.Context | None = None
+    ) -> list[importlib.metadata.Distribution]:
+        """The one asked for by name; lists of what is installed do not show what is provided."""
+        name = (getattr(context, "name", None) or "").lower().replace("-", "_")
+        provided = self.provided.get(name)
+        return [_Metadata(provided)] if provided and provided.version else []
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
         """The import system makes the module."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from mindspeed_ms.patches.registry import around
+from mindspeed_ms.patches.registry import around, replace
 
 
 @around(
@@ -42,3 +42,11 @@ def create_pg(original: Callable[..., Any], self: Any, dims: Any, **kwargs: Any)
     group = original(self, dims, **kwargs)
     groups.adopt([group])
     return group
+
+
+@replace(
+    "megatron.core.parallel_state:get_nccl_options",
+    reason="it makes options of torch's NCCL groups, which a torch without NCCL does not have",
+)
+def get_nccl_options(pg_name: str, nccl_comm_cfgs: dict[str, Any]) -> None:
+    """Groups of this backend take no options: stream priorities and channel counts are NCCL's."""

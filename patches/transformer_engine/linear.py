@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from mindspeed_ms.patches.megatron.routing import takes
 from mindspeed_ms.patches.transformer_engine.extra_state import WithoutFp8
-from mindspeed_ms.patches.transformer_engine.norm import norm_parameters, normalise
+from mindspeed_ms.patches.transformer_engine.norm import norm_parameters, normalise, reset_norm_parameters
 
 SHARDED_DIMENSION = {"column": 0, "row": 1}
 
@@ -64,6 +64,7 @@ class _Parallel(WithoutFp8):
         self._tracker, self._stream = get_rng_state_tracker, rng_tracker_name
         self._init_method = init_method or (lambda w: torch.nn.init.normal_(w, mean=0.0, std=0.023))
         self._where = {"dtype": params_dtype, "device": device}
+        self._suffixes: list[str] = []
 
     def _fork(self) -> Any:
         if self._tracker is None:
@@ -71,25 +72,39 @@ class _Parallel(WithoutFp8):
         return self._tracker().fork(*([self._stream] if self._stream else []))
 
     def _new_parameters(self, suffix: str = "") -> None:
-        """Register ``weight<suffix> (out, in)`` and ``bias<suffix> (out,)``, marked as Megatron does."""
+        """Register ``weight<suffix> (out, in)`` and ``bias<suffix> (out,)``, with their initial values."""
         weight = torch.nn.Parameter(torch.empty(self.out_features, self.in_features, **self._where))
+        self.register_parameter(f"weight{suffix}", weight)
+        if self.use_bias:
+            bias = torch.nn.Parameter(torch.empty(self.out_features, **self._where))
+            self.register_parameter(f"bias{suffix}", bias)
+        else:
+            # an attribute all the same, like Transformer Engine's; no parameter, so in no checkpoint
+            setattr(self, f"bias{suffix}", None)
+        self._suffixes.append(suffix)
+        self._initialise(suffix)
+
+    def _initialise(self, suffix: str) -> None:
+        """Values of the parameters, marked as Megatron marks its own; on device meta only the marks."""
+        weight, bias = getattr(self, f"weight{suffix}"), getattr(self, f"bias{suffix}")
         if not weight.is_meta:
             with self._fork(), torch.no_grad():
                 self._init_method(weight)
         dimension = SHARDED_DIMENSION.get(self.parallel_mode)
         if dimension is not None:
             _mark(weight, dimension)
-        self.register_parameter(f"weight{suffix}", weight)
-        if not self.use_bias:
-            # an attribute all the same, like Transformer Engine's; no parameter, so in no checkpoint
-            setattr(self, f"bias{suffix}", None)
+        if bias is None:
             return
-        bias = torch.nn.Parameter(torch.zeros(self.out_features, **self._where))
+        torch.nn.init.zeros_(bias)
         if self.parallel_mode == "column":
             _mark(bias, 0)
         elif self.parallel_mode == "row":
             bias.sequence_parallel = self.sequence_parallel
-        self.register_parameter(f"bias{suffix}", bias)
+
+    def reset_parameters(self) -> None:
+        """Initial values: Megatron asks for them after it moved the module off device meta."""
+        for suffix in self._suffixes:
+            self._initialise(suffix)
 
     def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x ``(..., in)`` @ weight^T + bias, with the communication that ``parallel_mode`` asks for."""
@@ -128,7 +143,8 @@ class _Parallel(WithoutFp8):
 def _mark(parameter: torch.nn.Parameter, dimension: int) -> None:
     from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 
-    set_tensor_model_parallel_attributes(parameter, True, dimension, 1)
+    if not hasattr(parameter, "tensor_model_parallel"):  # Megatron forbids to mark twice
+        set_tensor_model_parallel_attributes(parameter, True, dimension, 1)
 
 
 class Linear(_Parallel):
@@ -173,6 +189,11 @@ class LayerNormLinear(_Parallel):
             self.sequence_parallel,
         )
         self._new_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initial values, of the norm too."""
+        reset_norm_parameters(self, "layer_norm_", self.zero_centered_gamma, self.sequence_parallel)
+        super().reset_parameters()
 
     def forward(self, x: torch.Tensor, is_first_microbatch: bool | None = None) -> Any:
         """x ``(..., in)`` -> ``(..., out)``; with ``return_bias`` the pair of the product and the bias."""

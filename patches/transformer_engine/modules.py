@@ -153,4 +153,5 @@ MODULES = {
 def declare() -> None:
     """Provide each of them; a second call changes nothing."""
     for name, (fill, package) in MODULES.items():
-        provide(Provided(name, fill, REASON, package))
+        version = VERSION if name == "transformer_engine" else ""  # of the distribution
+        provide(Provided(name, fill, REASON, package, version))

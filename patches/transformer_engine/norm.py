@@ -41,14 +41,23 @@ def norm_parameters(
     """
     if normalization not in KINDS:
         raise ValueError(f"normalization {normalization!r} is neither of {', '.join(KINDS)}")
-    weight = torch.full((hidden,), 0.0 if zero_centered_gamma else 1.0, dtype=dtype, device=device)
-    values = {"weight": weight}
-    if normalization == "LayerNorm":
-        values["bias"] = torch.zeros(hidden, dtype=dtype, device=device)
+    for name in ("weight", "bias") if normalization == "LayerNorm" else ("weight",):
+        module.register_parameter(
+            prefix + name, torch.nn.Parameter(torch.empty(hidden, dtype=dtype, device=device))
+        )
+    reset_norm_parameters(module, prefix, zero_centered_gamma, sequence_parallel)
+
+
+def reset_norm_parameters(
+    module: torch.nn.Module, prefix: str, zero_centered_gamma: bool, sequence_parallel: bool
+) -> None:
+    """Initial values and Megatron's mark of what :func:`norm_parameters` registered."""
+    values = {"weight": 0.0 if zero_centered_gamma else 1.0, "bias": 0.0}
     for name, value in values.items():
-        parameter = torch.nn.Parameter(value)
-        parameter.sequence_parallel = sequence_parallel
-        module.register_parameter(prefix + name, parameter)
+        parameter = getattr(module, prefix + name, None)
+        if parameter is not None:
+            parameter.sequence_parallel = sequence_parallel
+            torch.nn.init.constant_(parameter, value)
 
 
 class _Norm(torch.nn.Module):
@@ -68,6 +77,10 @@ class _Norm(torch.nn.Module):
         self.sequence_parallel = sequence_parallel
         shared = (params_dtype, device, zero_centered_gamma, sequence_parallel)
         norm_parameters(self, "", self.normalization, hidden_size, *shared)
+
+    def reset_parameters(self) -> None:
+        """Initial values: Megatron asks for them after it moved the module off device meta."""
+        reset_norm_parameters(self, "", self.zero_centered_gamma, self.sequence_parallel)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalised over the last dimension; x ``(..., hidden)`` and the result have one dtype."""

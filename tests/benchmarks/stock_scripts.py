@@ -82,7 +82,7 @@ def main() -> int:
     """Run the cases; the exit code says whether every mark is met."""
     parser = arguments(__doc__)
     parser.add_argument("--megatron-lm-path", type=Path, required=True, metavar="DIR", help="a checkout")
-    parser.add_argument("--only", action="append", metavar="TEXT", help="cases named with TEXT; may be repeated")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="cases with TEXT in their name")
     parser.add_argument("--timeout", type=float, default=400, help="seconds allowed for one run")
     options = parser.parse_args()
     script = (options.megatron_lm_path / "pretrain_gpt.py").resolve()

@@ -48,6 +48,9 @@ MOE = """
 --untie-embeddings-and-output-weights --moe-layer-freq ([0]*1+[1]*1)
 """
 
+MANY_QUEUES = (("CUDA_DEVICE_MAX_CONNECTIONS", "8"),)
+"""Megatron wants 1 with tensor parallelism, as flag_runs.py sets it, and another number with FSDP."""
+
 GROUPS: dict[str, Group] = {
     "dense": Group(
         1,
@@ -147,7 +150,7 @@ GROUPS: dict[str, Group] = {
     "arguments_of_checkpoint": Group(
         1,
         """--load {tmp}/save --ckpt-format torch --use-checkpoint-args --train-iters 4
-        --no-use-tokenizer-model-from-checkpoint-args""",
+        --no-use-tokenizer-model-from-checkpoint-args --override-opt_param-scheduler""",
         after="checkpoint_torch",
     ),
     "exit_on_missing": Group(1, "--load {tmp}/none --exit-on-missing-checkpoint", fails="checkpoint"),
@@ -219,12 +222,15 @@ GROUPS: dict[str, Group] = {
     "fsdp2": Group(
         2,
         """--use-torch-fsdp2 --ckpt-format torch_dist --untie-embeddings-and-output-weights
-        --no-gradient-accumulation-fusion --init-model-with-meta-device""",
+        --no-gradient-accumulation-fusion""",
+        environment=MANY_QUEUES,
     ),
     "megatron_fsdp": Group(
         2,
         """--use-megatron-fsdp --data-parallel-sharding-strategy optim_grads_params --bf16
-        --use-distributed-optimizer --ckpt-format fsdp_dtensor --no-gradient-accumulation-fusion""",
+        --use-distributed-optimizer --ckpt-format fsdp_dtensor --no-gradient-accumulation-fusion
+        --init-model-with-meta-device""",
+        environment=MANY_QUEUES,
     ),
     "cuda_graphs": Group(
         1,

@@ -12,14 +12,14 @@ from pathlib import Path
 from tests.conformance.flag_groups import GROUPS, Group, words
 
 SECONDS = 800
-# As many documents as the parts of BASE's --split: a split without any keeps Megatron counting epochs for ever.
+# As many documents as BASE's --split has parts: on a split without any Megatron counts epochs for ever.
 WRITE_DATA = """
 import sys
 import numpy
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 builder = IndexedDatasetBuilder(sys.argv[1] + ".bin", dtype=numpy.uint16)
 for document in range(1000):
-    builder.add_document(numpy.arange(document, document + 60) % 100, [20, 20, 20])
+    builder.add_document(numpy.arange(document, document + 60) % 90, [20, 20, 20])
 builder.finalize(sys.argv[1] + ".idx")
 """
 

@@ -1,4 +1,4 @@
-"""torch's fully_shard (FSDP2) over a mesh made for "cuda", against the same model unsharded on plain CPU tensors."""
+"""FSDP2 (torch's fully_shard) over a mesh made for "cuda", against the same model unsharded on the CPU."""
 
 import pytest
 import ranks

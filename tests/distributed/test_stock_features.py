@@ -94,8 +94,11 @@ def test_feature(name, megatron_lm_path, corpus, tmp_path):
     places = corpus | {"folder": str(tmp_path)}
     for flags in filter(None, (feature.after, feature.flags or "--no-save-optim")):
         words = [word.format(**places) for word in flags.split()]
-        run = train(path, [*model, *words], tmp_path, ranks=feature.ranks, timeout=400)
-        succeeded(run)
+        run = train(path, [*model, *words], tmp_path, ranks=feature.ranks, timeout=400, **feature.variables)
+        if feature.stops:
+            assert run.error
+        else:
+            succeeded(run)
     assert len(run.losses) == feature.iterations
     for pattern in feature.says:
         assert re.search(pattern, run.output), pattern
@@ -103,13 +106,37 @@ def test_feature(name, megatron_lm_path, corpus, tmp_path):
         assert any(tmp_path.glob(pattern)), pattern
 
 
-def test_resumes_on_the_same_curve(megatron_lm_path, tmp_path):
+ASYNC = "--use-distributed-optimizer --async-save --ckpt-format torch_dist"
+
+
+@pytest.mark.parametrize(
+    ("flags", "ranks"),
+    [(ASYNC, 2), (f"{ASYNC} --bf16", 2), ("--ckpt-format torch", 1), ("--optimizer sgd", 1)],
+)
+def test_resumes_on_the_same_curve(flags, ranks, megatron_lm_path, tmp_path):
     gpt = script(megatron_lm_path, "pretrain_gpt.py")
-    model = [*MODEL, *MOCK, *SHORT, "--use-distributed-optimizer", "--async-save", "--train-iters", "5"]
+    model = [*MODEL, *MOCK, *SHORT, *flags.split(), "--train-iters", "5"]
+    dropout = ["--hidden-dropout", "0.1"]
     save = ["--save", str(tmp_path / "ckpt")]
-    whole = succeeded(train(gpt, [*model, *save], tmp_path, ranks=2))
+    whole = succeeded(train(gpt, [*model, *dropout, *save], tmp_path, ranks=ranks))
     load = ["--load", str(tmp_path / "ckpt"), "--ckpt-step", "2"]
-    resumed = succeeded(train(gpt, [*model, *load], tmp_path, ranks=2))
+    resumed = succeeded(train(gpt, [*model, *dropout, *load], tmp_path, ranks=ranks))
     assert sorted(resumed.losses) == [3, 4, 5]
     # the second line of a run is a mean of two losses (stock_script.losses)
     assert deviation(resumed.losses, {i: whole.losses[i] for i in (3, 5)}) <= 1e-6
+
+
+def test_checkpoint_converter_splits_for_tensor_parallel(megatron_lm_path, tmp_path):
+    gpt = script(megatron_lm_path, "pretrain_gpt.py")
+    tool = script(megatron_lm_path, "tools/checkpoint/convert.py")
+    model = [*MODEL, *MOCK, *SHORT, "--ckpt-format", "torch"]
+    save = ["--save", str(tmp_path / "one"), "--train-iters", "2"]
+    succeeded(train(gpt, [*model, *save], tmp_path))
+    words = "--model-type GPT --loader core --saver core --target-tensor-parallel-size 2 --load-dir one "
+    words += f"--save-dir two --megatron-path {megatron_lm_path}"
+    succeeded(train(tool, words.split(), tmp_path, way="run"))
+    load = ["--train-iters", "3", "--no-load-optim", "--no-load-rng", "--finetune"]
+    one = succeeded(train(gpt, [*model, *load, "--load", "one"], tmp_path))
+    split = ["--tensor-model-parallel-size", "2", "--load", "two"]
+    two = succeeded(train(gpt, [*model, *load, *split], tmp_path, ranks=2))
+    assert deviation(two.losses, one.losses) <= 1e-4

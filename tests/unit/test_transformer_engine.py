@@ -52,6 +52,40 @@ def test_default_layer_has_the_parameter_names_of_transformer_engine():
     assert "core_attention." not in out.replace("core_attention._extra_state", "")
 
 
+def test_the_package_tells_its_version():
+    succeeds("""
+        import importlib.metadata
+        import transformer_engine
+        assert importlib.metadata.version("transformer-engine") == transformer_engine.__version__
+    """)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        "te.LayerNormLinear(64, 32, normalization='LayerNorm', parallel_mode='column', device={device})",
+        "te.GroupedLinear(3, 64, 32, device={device})",
+        "te.LayerNorm(64, zero_centered_gamma=True, device={device})",
+    ],
+)
+def test_reset_after_device_meta_gives_what_the_constructor_gives(make):
+    succeeds(f"""
+        import transformer_engine.pytorch as te
+        torch.manual_seed(5)
+        direct = {make.format(device="'cuda'")}
+        module = {make.format(device="'meta'")}
+        assert all(p.is_meta for p in module.parameters())
+        module.to_empty(device="cuda", recurse=False)
+        torch.manual_seed(5)
+        module.reset_parameters()
+        assert len(list(module.parameters())) == len(list(direct.parameters()))
+        for one, other in zip(module.parameters(), direct.parameters()):
+            assert torch.equal(one, other)
+            marks = ("partition_dim", "sequence_parallel")
+            assert [getattr(one, m, None) for m in marks] == [getattr(other, m, None) for m in marks]
+    """)
+
+
 @pytest.mark.parametrize("normalization", ["LayerNorm", "RMSNorm"])
 @pytest.mark.parametrize("zero_centered", [False, True])
 def test_norm_linear_against_float64(normalization, zero_centered):
