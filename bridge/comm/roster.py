@@ -112,9 +112,7 @@ def check_alive(rank: int, group: str) -> None:
         raise PeerLostError(f"rank {rank} (pid {member.pid}) died before it joined group '{group}'")
 
 
-def members(
-    store: dist.Store, global_ranks: Sequence[int], timeout: timedelta, group: str
-) -> list[Member]:
+def members(store: dist.Store, global_ranks: Sequence[int], timeout: timedelta, group: str) -> list[Member]:
     """All members of the group, in rank order; waits for those that have not created the group yet.
 
     Raises PeerLostError for a rank of this host that died before, CollectiveTimeoutError after ``timeout``.

@@ -101,6 +101,8 @@ def _redirect_functions() -> None:
     torch.cuda._utils._get_device_index = torch.cuda._get_device_index
     torch.cuda.CUDAGraph = torch.cuda.graphs.CUDAGraph = _no_cuda_graph
     torch.cuda.cudart = _cudart
+    # torch asks it which tensors to copy to the CPU for a checkpoint; its own says cuda.
+    torch._utils._get_available_device_type = lambda: "npu"
     torch.cuda.check_error = _check_error
     # torch's logger asks for it while it reports a failed collective; there is no NCCL here.
     torch.cuda.nccl.version = lambda: (0, 0, 0)

@@ -35,7 +35,8 @@ def implementation(*tensors: torch.Tensor | None) -> str:
     """Which implementation takes these tensors: native for fp32, bf16 and fp16, else the composite.
 
     The composite, too, for npu tensors in opaque memory, which has no address that native code could read,
-    and on route host, whose numbers are those of torch's operators.
+    for wrappers (a DTensor), which have no memory at all, and on route host, whose numbers are those of
+    torch's operators.
     """
     if _forced is not None and _forced != "csrc":
         return _forced
@@ -44,9 +45,13 @@ def implementation(*tensors: torch.Tensor | None) -> str:
     ):
         return "composite"
     for tensor in tensors:
-        if tensor is not None and tensor.dtype not in DTYPE_CODES:
+        if tensor is not None and (tensor.dtype not in DTYPE_CODES or _is_wrapper(tensor)):
             return "composite"
     return "csrc"
+
+
+def _is_wrapper(tensor: torch.Tensor) -> bool:
+    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def native() -> ModuleType:

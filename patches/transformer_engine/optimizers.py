@@ -15,6 +15,11 @@ import torch
 FusedSGD = torch.optim.SGD
 
 
+def _shard(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a DTensor (Megatron FSDP and FSDP2 have them); any other tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 class FusedAdam(torch.optim.Optimizer):
     """AdamW (``adam_w_mode``) or Adam with L2. State of a parameter: ``exp_avg`` and ``exp_avg_sq``.
 
@@ -69,16 +74,18 @@ class FusedAdam(torch.optim.Optimizer):
             if not group["params"]:
                 continue
             group["step"] = group.get("step", 0) + 1
-            params = [p for p in group["params"] if p.grad is not None and p.numel()]
-            for p in params:
+            for p in group["params"]:
+                # As in Transformer Engine, without a gradient too: an empty shard of Megatron FSDP has none,
+                # and saving is collective, once for each tensor that some rank has.
                 if "exp_avg" not in self.state[p]:
                     self.state[p] |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            params = [p for p in group["params"] if p.grad is not None and _shard(p).numel()]
             if params:
                 adam_step(
-                    [p.detach() for p in params],
-                    [p.grad for p in params],
-                    [self.state[p]["exp_avg"] for p in params],
-                    [self.state[p]["exp_avg_sq"] for p in params],
+                    [_shard(p.detach()) for p in params],
+                    [_shard(p.grad) for p in params],
+                    [_shard(self.state[p]["exp_avg"]) for p in params],
+                    [_shard(self.state[p]["exp_avg_sq"]) for p in params],
                     step=int(group["step"]),
                     lr=group["lr"],
                     betas=tuple(group["betas"]),

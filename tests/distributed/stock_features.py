@@ -73,9 +73,9 @@ FEATURES = {
         leaves=("ckpt/iter_*/*.distcp",),
     ),
     "a loss that is not a number": Feature(
-        "--lr 1e30 --min-lr 1e29 --clip-grad 0",
+        "--lr 1e30 --min-lr 1e29 --clip-grad 0 --save {folder}/ckpt",
         says=(r"Unexpected result (nan|inf)",),
-        iterations=1,
+        iterations=2,
         stops=True,
     ),
     "torch profiler": Feature(

@@ -12,6 +12,7 @@ def shard_and_train(rank, world, store, precision):
     import torch.distributed as dist
     from torch import nn
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from transformer_engine.pytorch.optimizers import FusedAdam
 
     torch.cuda.set_device(rank)
     dist.init_process_group(backend="nccl", store=store, rank=rank, world_size=world)
@@ -30,7 +31,10 @@ def shard_and_train(rank, world, store, precision):
         shard = source.detach().chunk(world)[rank]
         parameter.to_local().data.copy_(shard)
 
-    optimizers = [torch.optim.SGD(m.parameters(), lr=0.5, momentum=0.9) for m in (model, whole)]
+    optimizers = (
+        FusedAdam(model.parameters(), lr=2e-3),
+        torch.optim.AdamW(whole.parameters(), lr=2e-3, weight_decay=0),
+    )
     curves = [], []
     for step in range(4):
         batch = torch.randn(world, 8, 24, generator=torch.Generator().manual_seed(step))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.distributed.stock_features import FEATURES, Feature  # noqa: E402
-from tests.reference.stock_script import MOCK, MODEL, WAYS, Run, deviation, train  # noqa: E402
+from tests.reference.stock_script import MOCK, MODEL, WAYS, Run, checkout_of, deviation, train  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -111,7 +111,7 @@ ASYNC = "--use-distributed-optimizer --async-save --ckpt-format torch_dist"
 
 @pytest.mark.parametrize(
     ("flags", "ranks"),
-    [(ASYNC, 2), (f"{ASYNC} --bf16", 2), ("--ckpt-format torch", 1), ("--optimizer sgd", 1)],
+    [(ASYNC, 2), (f"{ASYNC} --bf16", 2), ("--ckpt-format torch", 1)],
 )
 def test_resumes_on_the_same_curve(flags, ranks, megatron_lm_path, tmp_path):
     gpt = script(megatron_lm_path, "pretrain_gpt.py")
@@ -127,16 +127,22 @@ def test_resumes_on_the_same_curve(flags, ranks, megatron_lm_path, tmp_path):
 
 
 def test_checkpoint_converter_splits_for_tensor_parallel(megatron_lm_path, tmp_path):
-    gpt = script(megatron_lm_path, "pretrain_gpt.py")
-    tool = script(megatron_lm_path, "tools/checkpoint/convert.py")
-    model = [*MODEL, *MOCK, *SHORT, "--ckpt-format", "torch"]
-    save = ["--save", str(tmp_path / "one"), "--train-iters", "2"]
+    # Later tags cannot: from 0.13 on layers ask groups for their size, which the converter never makes, and
+    # from 0.15 on its loader calls model_provider without the builder that this wants.
+    checkout = checkout_of("core_v0.12.3", megatron_lm_path, tmp_path)
+    if checkout is None:
+        pytest.skip(f"neither beside {megatron_lm_path} nor in it is the tag core_v0.12.3")
+    gpt = checkout / "pretrain_gpt.py"
+    # there mock data holds tokens up to 4095 whatever the vocabulary
+    model = [*MODEL, *MOCK, *SHORT, "--vocab-size", "8191", "--ckpt-format", "torch"]
+    save = ["--save", "one", "--train-iters", "2"]
     succeeded(train(gpt, [*model, *save], tmp_path))
     words = "--model-type GPT --loader core --saver core --target-tensor-parallel-size 2 --load-dir one "
-    words += f"--save-dir two --megatron-path {megatron_lm_path}"
-    succeeded(train(tool, words.split(), tmp_path, way="run"))
+    words += f"--save-dir two --megatron-path {checkout}"
+    tool = checkout / "tools/checkpoint/convert.py"
+    succeeded(train(tool, words.split(), tmp_path, way="run", CUDA_DEVICE_MAX_CONNECTIONS="1"))
     load = ["--train-iters", "3", "--no-load-optim", "--no-load-rng", "--finetune"]
     one = succeeded(train(gpt, [*model, *load, "--load", "one"], tmp_path))
     split = ["--tensor-model-parallel-size", "2", "--load", "two"]
-    two = succeeded(train(gpt, [*model, *load, *split], tmp_path, ranks=2))
+    two = succeeded(train(gpt, [*model, *load, *split], tmp_path, ranks=2, CUDA_DEVICE_MAX_CONNECTIONS="1"))
     assert deviation(two.losses, one.losses) <= 1e-4

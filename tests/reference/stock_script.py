@@ -99,6 +99,24 @@ def train(
     return Run(losses(output), error, output)
 
 
+def checkout_of(tag: str, megatron_lm_path: Path, folder: Path) -> Path | None:
+    """The files of ``tag``: a folder of that name beside the checkout, or unpacked from it into ``folder``.
+
+    None where there is neither.
+    """
+    beside = megatron_lm_path.resolve().parent / tag
+    if beside.is_dir():
+        return beside
+    git = ["git", "-C", str(megatron_lm_path)]
+    if subprocess.run([*git, "rev-parse", "-q", "--verify", tag], capture_output=True).returncode:
+        return None
+    tree = folder / "Megatron-LM"
+    tree.mkdir()
+    archive = subprocess.run([*git, "archive", tag], capture_output=True, check=True, timeout=60)
+    subprocess.run(["tar", "-x", "-C", str(tree)], input=archive.stdout, check=True, timeout=60)
+    return tree
+
+
 def losses(output: str) -> dict[int, float]:
     """Iteration -> training loss, as printed.
 
