@@ -1,8 +1,8 @@
 """``import mindspeed_ms.patch``: the one line at the top of a CUDA Megatron script.
 
 It registers device ``npu``, makes the names of CUDA mean it, offers the torch.distributed backend, and arms
-the Megatron patches. Beyond torch it imports nothing heavy: MindSpore starts with the first npu tensor,
-Megatron's modules are patched when the script imports them (or at once, if it already has).
+the Megatron patches. Beyond torch it imports nothing heavy: MindSpore starts with the first operator
+that runs on it, Megatron's modules are patched when the script imports them (or at once, if it already has).
 """
 
 from mindspeed_ms import versions

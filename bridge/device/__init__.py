@@ -1,7 +1,8 @@
 """The torch device ``npu``: torch's storages, views and autograd over operators of MindSpore.
 
 :func:`enable` registers the device; ``mindspeed_ms.patch`` calls it. MindSpore itself is imported by the
-first npu tensor or operator (:mod:`.mindspore`), not before.
+first operator that runs on it (:mod:`.mindspore`), not before; on Ascend, whose memory is MindSpore's, by the
+first npu tensor.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def enable() -> None:
     _runtime.set_device_count(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     _runtime.register_device()
     _runtime.set_initializer(_initialize)
+    _runtime.set_mindspore_starter(mindspore.start)
     _runtime.set_default_route_mode(_route_from_environment())
     mindspore.choose_memory()
     torch.utils.rename_privateuse1_backend("npu")
@@ -58,8 +60,9 @@ def _route_from_environment() -> _runtime.RouteMode:
 
 
 def _initialize() -> None:
-    """First use of the device: MindSpore and the lowerings (2-3 s)."""
-    mindspore.start()
+    """First use of the device: the lowerings, and MindSpore where the memory is its own."""
+    if _runtime.opaque_memory():
+        mindspore.start()
     from mindspeed_ms import ops
 
     ops.register()

@@ -1,4 +1,4 @@
-"""Where MindSpore is started, on the first use of the npu device."""
+"""Where MindSpore is started, by the first operator that runs on it."""
 
 from __future__ import annotations
 
@@ -53,8 +53,19 @@ def choose_memory() -> None:
     _runtime.set_opaque_memory(kind == "opaque")
 
 
+_started = False
+
+
+def started() -> bool:
+    """Whether MindSpore is there to run operators."""
+    return _started
+
+
 def start() -> None:
-    """Imports MindSpore, sets its target and installs what borrowing needs."""
+    """Imports MindSpore (2-3 s), sets its target and installs what borrowing needs. Once per process."""
+    global _started
+    if _started:
+        return
     import mindspore as ms
 
     ms.set_device(target())
@@ -73,6 +84,7 @@ def start() -> None:
         from mindspeed_ms.device import opaque
 
         opaque.install()
+    _started = True
 
 
 def _scalar_type_number(dtype: torch.dtype) -> int:
@@ -98,6 +110,7 @@ def dtype_of(dtype: torch.dtype):
 def module() -> ModuleType:
     """The started MindSpore module."""
     _runtime.ensure_initialized()
+    start()
     import mindspore
 
     return mindspore

@@ -15,7 +15,7 @@ def register() -> None:
         LookupError: a lowering names an operator that this torch does not have.
         ValueError: the table of route auto does not fit the lowerings.
     """
-    # Imported here: the topics import MindSpore, which takes seconds and is needed with the first npu tensor.
+    # Imported here: the first npu tensor needs the table, and `import mindspeed_ms.patch` stays light.
     for topic in TOPICS:
         import_module(f"mindspeed_ms.ops.{topic}")
     from mindspeed_ms.ops import auto, fences, host, native, registry

@@ -10,17 +10,18 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import mindspore as ms
 import torch
 from mindspeed_ms.ops.dtypes import cast
+from mindspeed_ms.ops.names import ag, mint, ms, ops
 from mindspeed_ms.ops.registry import ALL, FLOATS, INTS, lowering
-from mindspore import mint, ops
-from mindspore.ops import auto_generate as ag
 
 NUMBERS = FLOATS + INTS
-INDEX_DTYPES = (ms.int64, ms.int32)
 
 _gather, _any = ag.Gather(), ag.ReduceAny()
+
+
+def _index_dtypes() -> tuple[Any, Any]:
+    return ms.int64, ms.int32
 
 
 def _inside(index: ms.Tensor, size: int) -> bool:
@@ -38,7 +39,7 @@ def index_select(x: ms.Tensor, dim: int, index: ms.Tensor) -> Any:
 def index_tensor(x: ms.Tensor, indices: Sequence[ms.Tensor | None]) -> Any:
     """One index, or index tensors of one shape for all leading dimensions; other forms run on the host."""
     given = [index for index in indices if index is not None]
-    if any(not isinstance(index, ms.Tensor) or index.dtype not in INDEX_DTYPES for index in given):
+    if any(not isinstance(index, ms.Tensor) or index.dtype not in _index_dtypes() for index in given):
         return NotImplemented
     if len(given) == 1:
         dim = next(i for i, index in enumerate(indices) if index is not None)
@@ -90,7 +91,7 @@ def index_put(
             return NotImplemented
         value = ms.Tensor(values, x.dtype) if not isinstance(values, ms.Tensor) else values
         return ag.Select()(given[0], value, x) if value.dtype == x.dtype else NotImplemented
-    if any(i.dtype not in INDEX_DTYPES or i.shape != given[0].shape for i in given):
+    if any(i.dtype not in _index_dtypes() or i.shape != given[0].shape for i in given):
         return NotImplemented
     if not isinstance(values, ms.Tensor):
         values = ms.Tensor(values, x.dtype)

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import mindspore as ms
+from mindspeed_ms.ops.names import ag, ms
 from mindspeed_ms.ops.registry import FLOATS, lowering
-from mindspore.ops import auto_generate as ag
 
 _MATMUL = {(a, b): ag.MatMul(a, b) for a in (False, True) for b in (False, True)}
 _BATCH_MATMUL = {(a, b): ag.BatchMatMul(a, b) for a in (False, True) for b in (False, True)}

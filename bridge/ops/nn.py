@@ -7,12 +7,10 @@ from functools import cache
 from math import pi, prod, sqrt
 from typing import Any
 
-import mindspore as ms
 import torch
-from mindspeed_ms.ops.dtypes import TORCH, cast
+from mindspeed_ms.ops.dtypes import cast, torch_dtype
+from mindspeed_ms.ops.names import ag, ms, ops
 from mindspeed_ms.ops.registry import FLOATS, lowering
-from mindspore import ops
-from mindspore.ops import auto_generate as ag
 
 _softmax_of = cache(ag.Softmax)
 _log_softmax_of = cache(ag.LogSoftmax)
@@ -31,7 +29,7 @@ def softmax(x: ms.Tensor, dim: int, half_to_float: bool) -> Any:
 
 @lowering("aten::_softmax_backward_data", dtypes=FLOATS)
 def softmax_backward(grad: ms.Tensor, output: ms.Tensor, dim: int, input_dtype: torch.dtype) -> Any:
-    if TORCH[grad.dtype] is not input_dtype or not grad.shape:
+    if torch_dtype(grad) is not input_dtype or not grad.shape:
         return NotImplemented
     weighted = ag.mul(grad, output)
     return ag.sub(weighted, ag.mul(output, _row_sum(weighted, dim)))
@@ -44,7 +42,7 @@ def log_softmax(x: ms.Tensor, dim: int, half_to_float: bool) -> Any:
 
 @lowering("aten::_log_softmax_backward_data", dtypes=(torch.float32, torch.float16))
 def log_softmax_backward(grad: ms.Tensor, output: ms.Tensor, dim: int, input_dtype: torch.dtype) -> Any:
-    if TORCH[grad.dtype] is not input_dtype or not grad.shape:
+    if torch_dtype(grad) is not input_dtype or not grad.shape:
         return NotImplemented
     return ag.sub(grad, ag.mul(ag.exp(output), _row_sum(grad, dim)))
 
@@ -153,7 +151,7 @@ def nll_loss_forward(
 ) -> Any:
     if weight is not None or len(x.shape) != 2 or reduction == 0:
         return NotImplemented
-    kept = cast(ag.not_equal(target, ignore_index), TORCH[x.dtype])
+    kept = cast(ag.not_equal(target, ignore_index), torch_dtype(x))
     columns = ag.mul(target, cast(kept, torch.int64))
     if int(columns.min()) < 0 or int(columns.max()) >= x.shape[1]:
         return NotImplemented  # torch's own error

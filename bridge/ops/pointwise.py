@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import mindspore as ms
 import torch
+from mindspeed_ms.ops.names import ag, mint, ms, ops
 from mindspeed_ms.ops.registry import ALL, BOOL, FLOATS, INTS, declare, lowering
-from mindspore import mint, ops
-from mindspore.ops import auto_generate as ag
 
 NUMBERS = FLOATS + INTS
 

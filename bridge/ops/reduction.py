@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import mindspore as ms
 import torch
 from mindspeed_ms.ops.dtypes import cast, is_integral
+from mindspeed_ms.ops.names import ag, mint, ms, ops
 from mindspeed_ms.ops.registry import ALL, BOOL, FLOATS, INTS, lowering
-from mindspore import mint, ops
-from mindspore.ops import auto_generate as ag
 
 NUMBERS = FLOATS + INTS
 

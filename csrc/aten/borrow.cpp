@@ -19,7 +19,11 @@ struct MindSpore {
 };
 MindSpore* g_ms = nullptr;
 
+PyObject* g_starter = nullptr;  // owned
+
+// Called with the GIL held. The first time it starts MindSpore, which takes seconds.
 MindSpore& mindspore() {
+  if (!g_ms && g_starter) py::reinterpret_borrow<py::object>(g_starter)();
   TORCH_CHECK(g_ms, "MindSpore was asked for before the npu device was initialized.");
   return *g_ms;
 }
@@ -92,6 +96,11 @@ void set_mindspore(py::object from_dlpack, py::object from_numpy, py::dict dtype
   ms->contiguous = PyUnicode_InternFromString("contiguous");
   delete g_ms;
   g_ms = ms;
+}
+
+void set_mindspore_starter(py::object start) {
+  Py_XDECREF(g_starter);
+  g_starter = start.release().ptr();
 }
 
 at::ScalarType scalar_type_of(py::handle ms_dtype) {

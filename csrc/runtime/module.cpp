@@ -80,6 +80,7 @@ void bind_routes(py::module_& m) {
 
 void bind_borrow(py::module_& m) {
   m.def("set_mindspore", &set_mindspore);
+  m.def("set_mindspore_starter", &set_mindspore_starter);
   m.def("to_mindspore", &lend_to_mindspore, "ms.Tensor over the memory of an npu tensor, no copy.");
   m.def("from_mindspore", [](py::handle t, int d) { return adopt_from_mindspore(t, static_cast<c10::DeviceIndex>(d)); },
         "npu tensor over the memory of an ms.Tensor, no copy unless it is not contiguous.");

@@ -210,6 +210,28 @@ def test_memory_statistics_are_true() -> None:
     assert "MiB" in torch.cuda.memory_summary()
 
 
+LAZY = """
+import sys
+import mindspeed_ms.patch, torch
+from mindspeed_ms.ops import coverage, routes
+
+a = torch.randn(300, 300, device="cuda", requires_grad=True)
+torch.nn.functional.gelu(a @ a).sum().backward()
+assert "mindspore" not in sys.modules, "nothing ran on it"
+with routes.route("strict"):
+    product = a.detach() @ a.detach()
+assert "mindspore" in sys.modules
+assert any(row["route"] == "mindspore" for row in coverage.snapshot())
+torch.testing.assert_close(product, (a @ a).detach())
+"""
+
+
+@needs_addresses
+def test_mindspore_starts_with_the_first_operator_that_runs_on_it() -> None:
+    done = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @needs_addresses
 def test_large_blocks_are_used_again() -> None:
     def kept() -> int:
