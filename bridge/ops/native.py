@@ -40,7 +40,9 @@ def _binary(name: str) -> tuple[Kernel, Kernel]:
     def call(x: Any, other: Any, alpha: float = 1) -> Any:
         if fits(x, other):
             return new(x, other, alpha)
-        if name in COMMUTES and alpha == 1 and fits(other, x):
+        # The first one decides the result's dtype.
+        same = not isinstance(x, Tensor) or not isinstance(other, Tensor) or x.dtype == other.dtype
+        if name in COMMUTES and alpha == 1 and same and fits(other, x):
             return new(other, x)
         return NotImplemented
 
@@ -174,7 +176,7 @@ def _kernels() -> dict[str, tuple[Kernel, Kernel | None, tuple[torch.dtype, ...]
         "aten::linalg_vector_norm": (vector_norm, None, F32),
         "aten::native_layer_norm": (layer_norm, None, F32),
         "aten::native_layer_norm_backward": (layer_norm_backward, None, F32),
-        "aten::embedding_dense_backward": (embedding_backward, None, F32),
+        "aten::embedding_dense_backward": (embedding_backward, None, NATIVE),
         "aten::cat": (cat, None, ANY),
         "aten::zero": (moving.zero, moving.zero_, ANY),
     }
@@ -191,3 +193,4 @@ def apply(table: dict[str, Lowering]) -> None:
         if entry is None:
             entry = table[name] = Lowering(name, schemas.overloads(name))
         entry.csrc, entry.csrc_in_place, entry.csrc_dtypes = kernel, in_place, dtypes
+        entry.csrc_widens = name in SUMS or name in PRODUCTS

@@ -36,6 +36,8 @@ class Lowering:
     csrc_dtypes: tuple[torch.dtype, ...] = ()
     csrc_in_place: Callable[..., Any] | None = None
     """Writes its first argument, which is contiguous, where it lies."""
+    csrc_widens: bool = False
+    """Its csrc kernels read 16-bit tensors beside a float32 one at ``key_arg`` as they are."""
     key_arg: int = 0
     mixed: bool = False
     promotes: bool = False
@@ -111,6 +113,7 @@ def register_all() -> None:
             promotes=entry.promotes,
             strided=entry.strided,
             csrc_in_place=entry.csrc_in_place,
+            csrc_widens=entry.csrc_widens,
         )
         for overload in entry.overloads:
             _runtime.register_lowering(overload.name, entry.handle, overload.form)

@@ -60,6 +60,7 @@ struct Lowering {
   bool mixed = false;     // other tensor arguments may have other dtypes
   bool promotes = false;  // tensor arguments from key_arg on are cast to torch's common dtype, which decides
   bool strided = false;   // the kernels read any strides; else they are given contiguous tensors
+  bool csrc_widens = false;  // the csrc kernel reads 16-bit tensors beside a float32 key as they are
   OpCounters* counters = nullptr;
 
   bool has(Route route, at::ScalarType dtype) const {
@@ -227,7 +228,8 @@ class Kernel final : public c10::OperatorKernel {
       if (route == Route::MindSpore) lock.emplace();
       py::tuple args(count);
       for (size_t i = 0; i < count; ++i) {
-        const bool cast = lowering_->promotes && i >= lowering_->key_arg;
+        const bool cast = lowering_->promotes && i >= lowering_->key_arg &&
+                          !(route == Route::Csrc && widens(stack, begin, i));
         args[i] =
             to_python(stack[begin + i], info.args[i], route, cast ? seen.dtype : at::ScalarType::Undefined);
       }
@@ -261,6 +263,18 @@ class Kernel final : public c10::OperatorKernel {
     collect(result, seen, results, plain, stack, begin);
     finish(op, info, stack, begin, result, std::move(results), plain);
     return true;
+  }
+
+  // Whether the csrc kernel takes argument `i` in its own, narrower dtype: a bfloat16 gradient that is added
+  // to its float32 buffer needs no float32 copy.
+  bool widens(const torch::jit::Stack& stack, size_t begin, size_t i) const {
+    const auto& key = stack[begin + lowering_->key_arg];
+    const auto& value = stack[begin + i];
+    if (!lowering_->csrc_widens || i == lowering_->key_arg || !key.isTensor() || !value.isTensor())
+      return false;
+    const auto& t = value.toTensor();
+    return key.toTensor().scalar_type() == at::kFloat && t.defined() && t.device().type() == kNpu &&
+           (t.scalar_type() == at::kBFloat16 || t.scalar_type() == at::kHalf);
   }
 
   // `cast`: the dtype that tensors must have, or Undefined.
@@ -468,7 +482,7 @@ void bind_lowerings(py::module_& m) {
   py::class_<Lowering, std::shared_ptr<Lowering>>(m, "Lowering")
       .def(py::init([](std::string name, py::object mindspore, py::iterable mindspore_dtypes, py::object csrc,
                        py::iterable csrc_dtypes, size_t key_arg, bool mixed, bool promotes, bool strided,
-                       py::object csrc_in_place) {
+                       py::object csrc_in_place, bool csrc_widens) {
              auto self = std::make_shared<Lowering>();
              self->name = std::move(name);
              self->mindspore = std::move(mindspore);
@@ -480,11 +494,12 @@ void bind_lowerings(py::module_& m) {
              self->promotes = promotes;
              self->csrc_in_place = std::move(csrc_in_place);
              self->strided = strided;
+             self->csrc_widens = csrc_widens;
              return self;
            }),
            py::arg("name"), py::kw_only(), py::arg("mindspore"), py::arg("mindspore_dtypes"), py::arg("csrc"),
            py::arg("csrc_dtypes"), py::arg("key_arg"), py::arg("mixed"), py::arg("promotes"),
-           py::arg("strided"), py::arg("csrc_in_place"))
+           py::arg("strided"), py::arg("csrc_in_place"), py::arg("csrc_widens"))
       .def(
           "set_auto",
           [](Lowering& self, at::ScalarType dtype, const std::string& below, const std::string& above,

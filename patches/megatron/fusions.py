@@ -7,6 +7,7 @@ functions, so who switches a fusion off gets Megatron's composite.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -156,14 +157,34 @@ def scale_mask_softmax(
     return scaled_softmax(input, mask, 1.0 if self.scale is None else self.scale, causal=causal)
 
 
+_own_logits: ContextVar[Tensor | None] = ContextVar("own logits", default=None)
+
+
+@around(
+    "megatron.core.models.common.language_module.language_module:LanguageModule.compute_language_model_loss",
+    reason="a model shows its logits to nobody: their gradient needs no memory of its own",
+)
+def language_model_loss(original: Any, self: Any, labels: Tensor, logits: Tensor) -> Tensor:
+    """Loss ``[b, s]`` of ``logits [s, b, vocabulary / tp]``, which the models compute, use here and drop."""
+    before = _own_logits.set(logits)
+    try:
+        return original(self, labels, logits)
+    finally:
+        _own_logits.reset(before)
+
+
 CROSS_ENTROPY = "the kernel keeps neither the softmax nor a float32 copy of the logits"
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float, group: Any) -> Tensor:
     from mindspeed_ms.kernels import vocab_parallel_cross_entropy
 
-    # Megatron's own writes into float32 logits, too: nobody may count on them afterwards.
-    reuse = logits.dtype == torch.float32
+    # Megatron's own writes into float32 logits, too: nobody may count on them afterwards. 16-bit logits it
+    # copies: the gradient may lie there if the model alone has them, and if what made them keeps no result.
+    made_by = type(logits.grad_fn).__name__
+    reuse = logits.dtype == torch.float32 or (
+        _own_logits.get() is logits and made_by.startswith("LinearWith")
+    )
     return vocab_parallel_cross_entropy(logits, target, label_smoothing, group, reuse_logits=reuse)
 
 

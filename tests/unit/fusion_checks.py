@@ -20,6 +20,7 @@ from megatron.core.fusions import (
 )
 from megatron.core.fusions.fused_softmax import FusedScaleMaskSoftmax
 from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -153,6 +154,32 @@ def cross_entropy() -> None:
         check_loss(f"cross entropy, smoothing {smoothing}", plain, logits, target)
     fused = fused_cross_entropy.fused_vocab_parallel_cross_entropy
     check_loss("fused cross entropy", lambda x, t: fused(x * 1.0, t, group), logits, target, gradient=False)
+
+
+def own_logits() -> None:
+    """A model's 16-bit logits become their gradient, which is what it is where they are kept."""
+    config = TransformerConfig(
+        num_layers=1, hidden_size=16, num_attention_heads=1, bf16=True, use_cpu_initialization=True
+    )
+    module = LanguageModule(config)
+    layer = tensor_parallel.ColumnParallelLinear(
+        16, 50, config=config, init_method=torch.nn.init.normal_, bias=False
+    )
+    layer = layer.bfloat16().cuda()
+    hidden = randn(10, 2, 16).bfloat16()
+    labels = torch.randint(0, 50, (2, 10), device="cuda")
+    grads, kept = [], []
+    for scale in (1.0, torch.ones((), device="cuda", dtype=torch.bfloat16)):
+        x = hidden.detach().requires_grad_()
+        logits = layer(x)[0]
+        logits = logits if isinstance(scale, float) else logits * scale
+        before = logits.detach().clone()
+        module.compute_language_model_loss(labels, logits).sum().backward()
+        grads.append(x.grad)
+        kept.append(torch.equal(logits.detach(), before))
+    assert kept == [False, True], "only what the output layer made is overwritten"
+    assert torch.equal(*grads)
+    print("own logits agree", flush=True)
 
 
 def check_loss(
@@ -304,8 +331,8 @@ def main() -> None:
     parallel_state.initialize_model_parallel()
     tensor_parallel.model_parallel_cuda_manual_seed(3)
     torch.manual_seed(0)
-    every = (activations, dropout, softmax, cross_entropy, rotary, norms, router, experts, gradients)
-    for checks in every:
+    every = (activations, dropout, softmax, cross_entropy, own_logits, rotary, norms, router, experts)
+    for checks in (*every, gradients):
         checks()
     dist.destroy_process_group()
     print("all fusions agree", flush=True)

@@ -123,3 +123,22 @@ def test_strict_takes_csrc_where_mindspore_has_no_kernel() -> None:
     with route("strict"):
         x.softmax(-1)
     assert on_csrc() == {"aten::_softmax"}
+
+
+@pytest.mark.usefixtures("csrc_first")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_tensors_beside_float32_are_read_as_they_are(dtype: torch.dtype) -> None:
+    total, row, narrow = torch.randn(30, 40), torch.randn(40), torch.randn(30, 40).to(dtype)
+    held, lent = total.to("npu"), narrow.to("npu")
+    coverage.reset()
+    held.add_(lent, alpha=0.5)
+    assert {row["op"] for row in coverage.snapshot()} == {"aten::add_.Tensor"}, "no copy is made"
+    torch.testing.assert_close(held.cpu(), total + 0.5 * narrow.float())
+    for ours, plain in (
+        (torch.add(lent, total.to("npu")), narrow + total),
+        (torch.mul(row.to("npu"), lent), row * narrow),
+        (torch.mul(lent, row.to("npu")), narrow * row),
+        (torch.sub(total.to("npu"), lent), total - narrow),
+    ):
+        assert ours.dtype == plain.dtype == torch.float32
+        torch.testing.assert_close(ours.cpu(), plain)
