@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from mindspeed_ms import kernels
-from mindspeed_ms.kernels import ascend, ascend_attention, ascend_moe
+from mindspeed_ms.kernels import ascend, ascend_attention, ascend_linear, ascend_moe
 
 ms = pytest.importorskip("mindspore", reason="the Ascend calls are MindSpore's")
 
@@ -211,6 +211,22 @@ def test_grouped_products(turned):
     assert (y.shape, y.dtype) == ((20, 16), ms.bfloat16)
     dx, dweights = ascend_moe.grouped_matmul_backward(rows, weights, ends, y, turned=turned)
     assert (dx.shape, dweights.shape, dweights.dtype) == (rows.shape, weights.shape, ms.float32)
+
+
+def test_sequence_parallel_linear_layers():
+    x, weight = tensor(8, 32), tensor(16, 32)
+    y, gathered = ascend_linear.column_linear(x, weight, "tp", 2)
+    assert (y.shape, gathered.shape) == ((16, 16), (16, 32))
+    assert ascend_linear.column_linear_backward(y, weight, "tp", 2).shape == x.shape
+    y = ascend_linear.row_linear(gathered, weight, "tp", 2)
+    assert y.shape == (8, 16)
+    dx, grads = ascend_linear.row_linear_backward(y, weight, "tp", 2)
+    assert (dx.shape, grads.shape) == ((16, 32), (16, 16))
+    main_grad = tensor(16, 32, dtype=ms.float32)
+    total = ascend_linear.accumulate_weight_gradient(gathered, grads, main_grad)
+    assert (total.shape, total.dtype) == (weight.shape, ms.float32)
+    with pytest.raises((ValueError, RuntimeError)):
+        ascend_linear.column_linear(x, tensor(16, 31), "tp", 2)
 
 
 def test_wrong_shapes_are_rejected_by_inference():
