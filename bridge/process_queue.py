@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import uuid
-from multiprocessing.managers import SyncManager
+import weakref
+from multiprocessing.connection import Connection
+from multiprocessing.managers import Server, SyncManager
+from multiprocessing.process import current_process
+from typing import Any
+
+
+class _Server(Server):
+    """Keeps its ends of the connections to itself: a forked child that had them, too, would wait for an answer
+    from itself once this process is gone."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        os.register_at_fork(after_in_child=self._leave_to_parent)
+
+    def handle_request(self, conn: Connection) -> None:
+        self._connections.add(conn)
+        super().handle_request(conn)
+
+    def _leave_to_parent(self) -> None:
+        self.listener.close()
+        for connection in self._connections:
+            connection.close()
 
 
 def served_queue() -> queue.Queue[object]:
@@ -16,7 +40,7 @@ def served_queue() -> queue.Queue[object]:
     checkpoint), and outlive a rank that is killed. The socket has no name in any file system.
     """
     address = f"\0mindspeed_ms-{uuid.uuid4().hex}"
-    server = SyncManager(address).get_server()
+    server = _Server(SyncManager._registry, address, current_process().authkey, "pickle")
     threading.Thread(target=server.serve_forever, name="mindspeed_ms queue", daemon=True).start()
     manager = SyncManager(address)
     manager.connect()

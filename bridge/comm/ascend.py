@@ -1,6 +1,7 @@
 """Engine on MindSpore's HCCL groups, for Ascend.
 
-Its calls are checked against MindSpore's signatures by a test; running them needs the hardware.
+Its calls are checked against MindSpore's signatures by a test, and all_reduce is run through MindSpore's CPU
+backend, which has no more of them; running the others needs the hardware.
 
 HCCL matches collectives by order and streams, detects a lost peer by its own timeouts
 (``HCCL_EXEC_TIMEOUT``), and reduces in the device's accumulate type.
@@ -34,13 +35,50 @@ class Issue:
     arguments: dict[str, Any]
 
 
+def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """One flat tensor over contiguous ``tensors`` that follow each other in memory; None if they do not.
+
+    Collectives over it need no list of parts, which MindSpore would copy from and to such a tensor.
+    """
+    first = tensors[0]
+    at = first.storage_offset()
+    for tensor in tensors:
+        if tensor.dtype != first.dtype or not _same_storage(tensor, first) or tensor.storage_offset() != at:
+            return None
+        at += tensor.numel()
+    return first.as_strided((at - first.storage_offset(),), (1,))
+
+
+def _same_storage(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+
+
+def _issue_single(call: Call, op: str | None, lend: Callable[[torch.Tensor], Any]) -> Issue | None:
+    """The MindSpore call that takes one tensor where ``call`` has one per rank, if those are joined."""
+    if call.kind not in ("all_gather", "reduce_scatter", "all_to_all"):
+        return None
+    sent, received = joined(call.sends), joined(call.recvs)
+    if sent is None or received is None:
+        return None
+    source, target = lend(sent), lend(received)
+    match call.kind:
+        case "all_gather":
+            return Issue("all_gather_into_tensor", {"output_tensor": target, "input_tensor": source})
+        case "reduce_scatter":
+            return Issue("reduce_scatter_tensor", {"output": target, "input": source, "op": op})
+    splits = {
+        "output_split_sizes": [t.numel() for t in call.recvs],
+        "input_split_sizes": [t.numel() for t in call.sends],
+    }
+    return Issue("all_to_all_single", {"output": target, "input": source, **splits})
+
+
 def issue(call: Call, group: str, ranks: Sequence[int], lend: Callable[[torch.Tensor], Any]) -> Issue:
     """The MindSpore call for ``call``. ``lend``: torch tensor -> MindSpore tensor over the same memory.
 
     Roots and peers become global ranks, as mint.distributed wants them.
     Raises TypeError for a reduction that HCCL has not, ValueError for a receive from any source.
     """
-    sends, recvs = [lend(t) for t in call.sends], [lend(t) for t in call.recvs]
     common = {"group": group, "async_op": True}
     op = REDUCTIONS.get(0 if call.op in (_AVG, _PREMUL_SUM) else call.op)
     peer = ranks[call.root] if call.root >= 0 else None
@@ -48,6 +86,9 @@ def issue(call: Call, group: str, ranks: Sequence[int], lend: Callable[[torch.Te
         raise TypeError(
             f"HCCL has no reduction number {call.op} (c10d::ReduceOp); use SUM, AVG, MAX, MIN or PRODUCT"
         )
+    if (single := _issue_single(call, op, lend)) is not None:
+        return Issue(single.function, {**single.arguments, **common})
+    sends, recvs = [lend(t) for t in call.sends], [lend(t) for t in call.recvs]
     match call.kind:
         case "all_reduce":
             return Issue("all_reduce", {"tensor": recvs[0], "op": op, **common})

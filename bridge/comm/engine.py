@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,6 +29,9 @@ SEGMENT_VARIABLE = "MINDSPEED_MS_SEGMENT"
 default), or ``socket`` where a kernel hides those."""
 
 RING_SLOTS = 4
+LINGER_SECONDS = 10.0
+"""How long the creator of a segment, when it leaves, waits for peers to which it has sent something and which
+have not mapped the memory yet."""
 
 
 def chunk_bytes(world: int) -> int:
@@ -92,6 +96,7 @@ class SharedMemoryEngine:
     """Engine among ranks of one host: csrc/comm behind tensors. Build it with :func:`connect`."""
 
     native: Any
+    members: Sequence[Member]
     release: Callable[[], None] | None  # what the segment's creator keeps until all have mapped it
     inflight: deque = field(default_factory=deque)
 
@@ -129,11 +134,26 @@ class SharedMemoryEngine:
         return self.native.sequence
 
     def close(self, reason: str) -> None:
+        if self.release is not None:
+            self._linger()
         self.native.close(reason)
         self.inflight.clear()
         if self.release is not None:
             self.release()
             self.release = None
+
+
+    def _linger(self) -> None:
+        """Waits for peers that will need the memory, and with it its creator: the root of a broadcast, say, is
+        done before they come."""
+        states = {entry["state"] for entry in self.native.history()}
+        if "completed" not in states or "failed" in states:
+            return
+        deadline = time.monotonic() + LINGER_SECONDS
+        while not self.native.all_attached and time.monotonic() < deadline:
+            if not all(member.alive() for member in self.members):
+                return
+            time.sleep(0.002)
 
 
 def connect(
@@ -171,7 +191,7 @@ def connect(
         sender = descriptors.Sender(segment.descriptor, nonce) if way == "socket" else None
         store.set("shm/segment", json.dumps([None if sender else segment.path, nonce]))
         release = sender.close if sender else _nothing
-        return SharedMemoryEngine(native.Engine(segment, rank, peers, group), release)
+        return SharedMemoryEngine(native.Engine(segment, rank, peers, group), members, release)
     where = wait_for_key(store, "shm/segment", timeout, f"the shared memory of group '{group}'", check)
     path, nonce = json.loads(where)
     try:
@@ -183,7 +203,7 @@ def connect(
             "left already, or this kernel hides other processes' files (then set "
             f"{SEGMENT_VARIABLE}=socket)"
         ) from error
-    return SharedMemoryEngine(native.Engine(segment, rank, peers, group), None)
+    return SharedMemoryEngine(native.Engine(segment, rank, peers, group), members, None)
 
 
 def _nothing() -> None:

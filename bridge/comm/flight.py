@@ -82,10 +82,10 @@ def dump(failed: ProcessGroupMindSpore, error: Exception) -> Path:
                 "description": g.getGroupDesc(),
                 "ranks": list(g.global_ranks),
                 "rank": g.global_ranks[g.rank()],
-                "collectives": g.connected.history(),
+                "collectives": history,
             }
             for g in groups
-            if g.connected is not None
+            if (history := g.history())
         ],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

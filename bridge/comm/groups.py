@@ -7,6 +7,9 @@ made in MindSpore only once MindSpore's communication is up (:func:`start_mindsp
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 import sys
 import threading
 from collections.abc import Iterable
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
+from mindspeed_ms import _runtime
 from torch.distributed import distributed_c10d as c10d
 
 
@@ -27,6 +31,7 @@ class MindSporeGroup:
     created: bool = False
 
 
+_STORE_KEY = "mindspeed_ms/mindspore_store"
 _known: dict[str, MindSporeGroup] = {}
 _lock = threading.Lock()
 
@@ -90,11 +95,34 @@ def mindspore_is_up() -> bool:
     return management is not None and bool(management.GlobalComm.INITED)
 
 
+def start_with_default_group() -> None:
+    """Initialises MindSpore's communication among the ranks of torch's default group; a collective call.
+
+    Rank 0 serves MindSpore's store on a port of its own and tells the others where through torch's. Idempotent.
+    """
+    if mindspore_is_up():
+        return
+    from mindspore.mint.distributed import TCPStore
+
+    torch_store, rank, world = c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
+    timeout = c10d._get_default_timeout(dist.Backend("mindspore"))
+    if rank == 0:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+        torch_store.set(_STORE_KEY, json.dumps([host, port]))
+    host, port = json.loads(torch_store.get(_STORE_KEY))
+    start_mindspore(TCPStore(host, port, world, rank == 0, timeout), rank, world, timeout)
+
+
 def start_mindspore(store: dist.Store, rank: int, world: int, timeout: timedelta) -> None:
     """Initialises MindSpore's communication through a torch store: backend hccl on Ascend, mccl on CPU.
 
     ``store`` must be a TCPStore of MindSpore (``mindspore.mint.distributed.TCPStore``). Needs no scheduler.
+    Starts the device: MindSpore refuses to choose one once its communication is up.
     """
+    _runtime.ensure_initialized()
     import mindspore
     from mindspore.communication import management
 

@@ -109,7 +109,18 @@ def _init_process_group(wrapped: Any, instance: Any, args: tuple, kwargs: dict) 
     if isinstance(device, torch.device) and (accelerator is None or accelerator.type != device.type):
         # Groups of this backend serve every device: binding one would only trip torch's check of its type.
         kwargs = {**kwargs, "device_id": None}
-    return wrapped(*args, **kwargs)
+    result = wrapped(*args, **kwargs)
+    _start_device_communication()
+    return result
+
+
+def _start_device_communication() -> None:
+    """Where npu tensors travel through MindSpore: starts its communication, now that every rank is here."""
+    from mindspeed_ms.comm import groups, topology
+    from mindspeed_ms.comm.process_group import ProcessGroupMindSpore
+
+    if topology.through_mindspore() and isinstance(c10d._get_default_group(), ProcessGroupMindSpore):
+        groups.start_with_default_group()
 
 
 def _monitored_barrier(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> None:

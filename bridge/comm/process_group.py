@@ -13,7 +13,7 @@ import torch.distributed as dist
 from mindspeed_ms.comm import flight, roster
 from mindspeed_ms.comm.engine import NO_OP, Call, Engine, Handle
 from mindspeed_ms.comm.staging import Staging
-from mindspeed_ms.comm.topology import make_engine
+from mindspeed_ms.comm.topology import make_device_engine, make_engine, through_mindspore
 from mindspeed_ms.comm.work import CollectiveWork
 
 Tensors = Sequence[torch.Tensor]
@@ -67,6 +67,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         self._name, self._desc = group_name, ""
         self.global_ranks = tuple(global_ranks) if global_ranks else tuple(range(size))
         self._engine: Engine | None = None
+        self._device_engine: Engine | None = None
         self._closed: str | None = None
         self._engine_lock = threading.Lock()
         self._local = threading.local()
@@ -138,28 +139,45 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
 
     @property
     def engine(self) -> Engine:
-        """The group's engine, connected on first use. Raises GroupClosedError after shutdown()."""
+        """The group's engine for host memory, connected on first use. Raises GroupClosedError after
+        shutdown()."""
         if self._engine is None:
             with self._engine_lock:
-                if self._closed is not None:
-                    raise flight.closed_error(self, self._closed)
+                self._check_open()
                 if self._engine is None:
                     self._engine = make_engine(
                         self._store, self._rank, self._size, self.global_ranks, self.title, self._timeout
                     )
         return self._engine
 
-    @property
-    def connected(self) -> Engine | None:
-        """The engine if some collective has needed it already."""
-        return self._engine
+    def _engine_for(self, call: Call) -> Engine:
+        """The engine that reaches the tensors of ``call``."""
+        tensors = call.sends or call.recvs
+        if not tensors or tensors[0].device.type == "cpu" or not through_mindspore():
+            return self.engine
+        if self._device_engine is None:
+            with self._engine_lock:
+                self._check_open()
+                if self._device_engine is None:
+                    self._device_engine = make_device_engine(self)
+        return self._device_engine
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise flight.closed_error(self, self._closed)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The last collectives of this rank, oldest first; empty before the first one."""
+        engines = [engine for engine in (self._engine, self._device_engine) if engine is not None]
+        return sorted((e for engine in engines for e in engine.history()), key=lambda e: e["created_s"])
 
     def shutdown(self, reason: str = "its process group was destroyed") -> None:
         """Leaves the group: pending collectives fail here, peers that wait for this rank are told."""
         with self._engine_lock:
             self._closed = reason
-            if self._engine is not None:
-                self._engine.close(reason)
+            for engine in (self._engine, self._device_engine):
+                if engine is not None:
+                    engine.close(reason)
         roster.leave(self._store)
         flight.unregister(self)
 
@@ -202,7 +220,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
             raise ValueError(f"{call.kind}: rank {call.root} is not in {where}")
         call.timeout = self._seconds(opts)
         call.foreground = not getattr(opts, "asyncOp", True)
-        work = self._work([self.engine.start(call)], result, staging.finisher())
+        work = self._work([self._engine_for(call).start(call)], result, staging.finisher())
         if call.foreground:
             work.wait()
         return work

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from mindspeed_ms import _native
 from mindspeed_ms.comm.engine import DTYPES, NO_OP
+from mindspeed_ms.comm.topology import through_mindspore
 
 
 def _has_no_address(tensor: torch.Tensor) -> bool:
@@ -15,10 +16,8 @@ def _has_no_address(tensor: torch.Tensor) -> bool:
     if tensor.device.type != "npu":
         return False
     from mindspeed_ms import _runtime
-    from mindspeed_ms.device.mindspore import target
 
-    # On Ascend the engine is HCCL's, which takes device memory.
-    return _runtime.opaque_memory() and target() == "CPU"
+    return _runtime.opaque_memory() and not through_mindspore()
 
 
 class Staging:

@@ -1,13 +1,37 @@
-"""Which engine a group gets: shared memory when its ranks share a host, shared memory plus gloo otherwise."""
+"""Which engine a group gets.
+
+For host memory: shared memory when its ranks share a host, shared memory plus gloo otherwise. For the memory of
+an Ascend device: MindSpore's communication, that is HCCL.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cache
 
 import torch.distributed as dist
 from mindspeed_ms.comm import roster
 from mindspeed_ms.comm.engine import Engine, connect
+
+ENGINE_VARIABLE = "MINDSPEED_MS_ENGINE"
+"""``mindspore`` sends npu tensors through MindSpore's communication on the CPU target, too, as tests do:
+MindSpore's CPU backend has an all_reduce and little else. ``auto``, the default, does so on Ascend only."""
+
+
+@cache
+def through_mindspore() -> bool:
+    """Whether npu tensors travel by MindSpore's communication.
+
+    Raises ValueError for an unknown :data:`ENGINE_VARIABLE`.
+    """
+    from mindspeed_ms.device.mindspore import target
+
+    choice = os.environ.get(ENGINE_VARIABLE, "auto")
+    if choice not in ("auto", "mindspore"):
+        raise ValueError(f"{ENGINE_VARIABLE}={choice!r} is no choice of an engine; choose auto or mindspore")
+    return choice == "mindspore" or target() == "Ascend"
 
 
 def make_engine(
@@ -28,3 +52,17 @@ def make_engine(
     from mindspeed_ms.comm.hierarchy import HierarchicalEngine
 
     return HierarchicalEngine(store, rank, members, global_ranks, group, timeout)
+
+
+def make_device_engine(group: dist.ProcessGroup) -> Engine:
+    """The engine of npu tensors of a group that torch knows, where :func:`through_mindspore`.
+
+    Makes the group in MindSpore, as all its ranks must, in the order of their first collectives.
+    """
+    from mindspeed_ms import device
+    from mindspeed_ms.comm.ascend import AscendEngine
+    from mindspeed_ms.comm.groups import mindspore_group
+    from mindspore.mint import distributed
+
+    known = mindspore_group(group)
+    return AscendEngine(known.name, known.ranks, distributed, device.to_mindspore)

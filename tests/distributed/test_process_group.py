@@ -2,6 +2,7 @@
 cycle."""
 
 import threading
+import time
 from datetime import timedelta
 
 import pytest
@@ -286,3 +287,18 @@ def ddp(rank, world, store):
 
 def test_torch_ddp():
     ranks.run(ddp, 2)
+
+
+def late_receiver(rank, world, store):
+    ranks.init(rank, world, store)
+    if rank == 0:
+        time.sleep(1)
+    group = dist.new_group(list(range(world)), group_desc="late")
+    t = torch.full((1000,), float(rank))
+    dist.broadcast(t, 1, group=group)
+    dist.destroy_process_group()
+    return t[0].item()
+
+
+def test_root_may_leave_before_the_others_come():
+    assert ranks.run(late_receiver, 2) == [1.0, 1.0]

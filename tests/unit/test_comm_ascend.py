@@ -58,6 +58,27 @@ def test_arguments_bind(kind):
         assert bound.arguments.get(name, 5) == 5  # group rank 1 is global rank 5
 
 
+@pytest.mark.parametrize(
+    ("kind", "function", "whole"),
+    [
+        ("all_gather", "all_gather_into_tensor", "output_tensor"),
+        ("reduce_scatter", "reduce_scatter_tensor", "input"),
+        ("all_to_all", "all_to_all_single", "output"),
+    ],
+)
+def test_parts_of_one_tensor_go_as_one(kind, function, whole):
+    parts = list(torch.arange(12.0).split(4))
+    others = list(torch.arange(12.0).split(4)) if kind == "all_to_all" else [torch.zeros(4)]
+    sends, recvs = (others, parts) if kind == "all_gather" else (parts, others)
+    call = Call(kind, sends, recvs, 0 if kind == "reduce_scatter" else 9)
+    made = issue(call, "tp-3", RANKS, lambda t: t)
+    assert made.function == function
+    signatures()[function].bind(**made.arguments)
+    assert made.arguments[whole].tolist() == list(range(12))
+    scattered = Call(kind, sends[::-1], recvs[::-1], call.op)  # the same memory in another order
+    assert issue(scattered, "tp-3", RANKS, lambda t: t).function == kind
+
+
 def test_average_is_a_scaled_sum_and_bitwise_is_refused():
     average = Call("all_reduce", [torch.ones(2)], [torch.ones(2)], op=1)
     assert issue(average, "g", RANKS, lambda t: t).arguments["op"] == "sum"

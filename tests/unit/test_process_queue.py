@@ -1,10 +1,14 @@
 """The queue that a rank serves to the processes which write its checkpoint."""
 
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+from mindspeed_ms._native.comm import process_alive, process_start_time
 from mindspeed_ms.process_queue import served_queue
 
 
@@ -21,6 +25,35 @@ def test_other_processes_put_into_it(method):
     assert queue.get(timeout=60) == {"rank": 3}
     writer.join(30)
     assert writer.exitcode == 0
+
+
+def put_when_told(queue, told):
+    told.wait(60)
+    queue.put(1)
+
+
+def start_a_writer_and_die(pids):
+    queue, context = served_queue(), multiprocessing.get_context("fork")
+    told = context.Event()
+    writer = context.Process(target=put_when_told, args=(queue, told))
+    writer.start()
+    pids.send((writer.pid, process_start_time(writer.pid)))
+    told.set()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_writer_ends_whose_rank_was_killed():
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    rank = context.Process(target=start_a_writer_and_die, args=(send,))
+    rank.start()
+    pid, started = receive.recv()
+    rank.join(30)
+    assert rank.exitcode == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while process_alive(pid, started):
+        assert time.monotonic() < deadline, "the writer waits for a rank that is gone"
+        time.sleep(0.02)
 
 
 def test_this_process_puts_and_gets_in_order():
