@@ -19,6 +19,14 @@ using Clock = std::chrono::steady_clock;
 
 enum class Failure : int { none = 0, peer_lost, mismatch, timeout, closed, internal };
 
+// What ends a group, thrown on the driver's way and turned into the failure of everything pending.
+struct Broken {
+  Failure code;
+  std::string text;
+};
+
+inline int64_t now_ns() { return Clock::now().time_since_epoch().count(); }
+
 struct Buffer {
   void* data;
   int64_t count;  // elements
@@ -73,6 +81,8 @@ class Op {
 
 // All traffic of one group among the ranks of this host. Operations are state machines; whichever thread
 // waits drives all of them ("driver"), and a progress thread does so while nobody waits.
+//   engine.cpp: life, submitting, waiting, driving; collectives.cpp: what moves for each; messages.cpp: send
+//   and recv; failures.cpp: dead and late peers, mismatches, and how they are told.
 class Engine {
  public:
   struct Peer {

@@ -351,7 +351,10 @@ class Checkpointer:
                 file.write(f"saved iteration {iteration}\n")
         keep = self.args.save_retain_interval
         if keep and before not in (None, iteration) and before % keep:
-            shutil.rmtree(folder(target.parent, before), ignore_errors=True)
+            old = folder(target.parent, before)
+            old.rename(old.with_name(f"{old.name}.removed"))  # half of it must not pass for a checkpoint
+        for removed in target.parent.glob("iter_*.removed"):
+            shutil.rmtree(removed, ignore_errors=True)
 
     @torch.no_grad()
     def load(self) -> bool:

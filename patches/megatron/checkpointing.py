@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Callable
+from multiprocessing import parent_process
 from typing import Any
 
 import torch
 from mindspeed_ms.patches.registry import around, replace
-from mindspeed_ms.process_queue import served_queue
+from mindspeed_ms.child_processes import end_with_parent, served_queue
 
 _WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async"
 
@@ -31,3 +32,14 @@ def _get_write_results_queue() -> Any:
     if writer._results_queue is None:
         writer._results_queue = served_queue()
     return writer._results_queue
+
+
+@around(
+    f"{_WRITER}:FileSystemWriterAsync.write_preloaded_data",
+    reason="a forked writer waits for its rank for ever when that is killed while it writes",
+)
+def write_preloaded_data(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Megatron's writing of one file, in a process that ends with the one which wants it written."""
+    if parent_process() is not None:
+        end_with_parent()
+    original(*args, **kwargs)

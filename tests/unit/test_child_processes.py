@@ -1,4 +1,4 @@
-"""The queue that a rank serves to the processes which write its checkpoint."""
+"""The queue that a rank serves to the processes which write its checkpoint, and how these end."""
 
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ import time
 
 import pytest
 from mindspeed_ms._native.comm import process_alive, process_start_time
-from mindspeed_ms.process_queue import served_queue
+from mindspeed_ms.child_processes import end_with_parent, served_queue
 
 
 def put(queue, value):
@@ -32,20 +32,27 @@ def put_when_told(queue, told):
     queue.put(1)
 
 
-def start_a_writer_and_die(pids):
+def wait_for_ever(queue, told):
+    end_with_parent()
+    told.wait(60)
+    multiprocessing.Event().wait()
+
+
+def start_a_writer_and_die(target, pids):
     queue, context = served_queue(), multiprocessing.get_context("fork")
     told = context.Event()
-    writer = context.Process(target=put_when_told, args=(queue, told))
+    writer = context.Process(target=target, args=(queue, told))
     writer.start()
     pids.send((writer.pid, process_start_time(writer.pid)))
     told.set()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_writer_ends_whose_rank_was_killed():
+@pytest.mark.parametrize("target", [put_when_told, wait_for_ever])
+def test_a_writer_ends_whose_rank_was_killed(target):
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
-    rank = context.Process(target=start_a_writer_and_die, args=(send,))
+    rank = context.Process(target=start_a_writer_and_die, args=(target, send))
     rank.start()
     pid, started = receive.recv()
     rank.join(30)
@@ -65,5 +72,10 @@ def test_this_process_puts_and_gets_in_order():
 
 
 def test_a_process_that_serves_one_ends():
-    code = "from mindspeed_ms.process_queue import served_queue; served_queue().put(1)"
+    code = "from mindspeed_ms.child_processes import end_with_parent, served_queue; served_queue().put(1)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_main_process_has_no_parent_to_end_with():
+    with pytest.raises(RuntimeError, match="multiprocessing"):
+        end_with_parent()

@@ -1,12 +1,14 @@
-"""A queue for the processes that a rank starts, served by a thread of the rank itself."""
+"""The processes that a rank starts, to write a checkpoint for instance: a queue for them, and how they end."""
 
 from __future__ import annotations
 
 import os
 import queue
 import threading
+import time
 import uuid
 import weakref
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.managers import Server, SyncManager
 from multiprocessing.process import current_process
@@ -45,3 +47,21 @@ def served_queue() -> queue.Queue[object]:
     manager = SyncManager(address)
     manager.connect()
     return manager.Queue()
+
+
+def end_with_parent() -> None:
+    """In a process that :mod:`multiprocessing` started: ends it within a second of its parent, a killed one too.
+
+    Raises RuntimeError in any other process.
+    """
+    parent = parent_process()
+    if parent is None:
+        raise RuntimeError("end_with_parent() is for processes that multiprocessing started")
+
+    def watch() -> None:
+        # Not by the pipe that multiprocessing keeps for this: processes forked later hold it open, too.
+        while os.getppid() == parent.pid:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="mindspeed_ms parent", daemon=True).start()
