@@ -1,4 +1,4 @@
-"""The processes that a rank starts, to write a checkpoint for instance: a queue for them, and how they end."""
+"""Processes that a rank starts, to write a checkpoint for instance: a queue for them, and how they end."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 
 
 class _Server(Server):
-    """Keeps its ends of the connections to itself: a forked child that had them, too, would wait for an answer
-    from itself once this process is gone."""
+    """Keeps its ends of the connections to itself: a forked child that had them, too, would wait for an
+    answer from itself once this process is gone."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -50,7 +50,8 @@ def served_queue() -> queue.Queue[object]:
 
 
 def end_with_parent() -> None:
-    """In a process that :mod:`multiprocessing` started: ends it within a second of its parent, a killed one too.
+    """Ends this process, one that :mod:`multiprocessing` started, within a second of its parent's end, kills
+    included.
 
     Raises RuntimeError in any other process.
     """

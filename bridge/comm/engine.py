@@ -144,8 +144,8 @@ class SharedMemoryEngine:
 
 
     def _linger(self) -> None:
-        """Waits for peers that will need the memory, and with it its creator: the root of a broadcast, say, is
-        done before they come."""
+        """Waits for peers that will need the memory, and with it its creator: the root of a broadcast, say,
+        is done before they come."""
         states = {entry["state"] for entry in self.native.history()}
         if "completed" not in states or "failed" in states:
             return

@@ -98,7 +98,8 @@ def mindspore_is_up() -> bool:
 def start_with_default_group() -> None:
     """Initialises MindSpore's communication among the ranks of torch's default group; a collective call.
 
-    Rank 0 serves MindSpore's store on a port of its own and tells the others where through torch's. Idempotent.
+    Rank 0 serves MindSpore's store on a port of its own and tells the others where through torch's.
+    Idempotent.
     """
     if mindspore_is_up():
         return

@@ -1,7 +1,7 @@
 """Which engine a group gets.
 
-For host memory: shared memory when its ranks share a host, shared memory plus gloo otherwise. For the memory of
-an Ascend device: MindSpore's communication, that is HCCL.
+For host memory: shared memory when its ranks share a host, shared memory plus gloo otherwise. For the memory
+of an Ascend device: MindSpore's communication, that is HCCL.
 """
 
 from __future__ import annotations

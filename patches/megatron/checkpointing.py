@@ -6,8 +6,8 @@ from multiprocessing import parent_process
 from typing import Any
 
 import torch
-from mindspeed_ms.patches.registry import around, replace
 from mindspeed_ms.child_processes import end_with_parent, served_queue
+from mindspeed_ms.patches.registry import around, replace
 
 _WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async"
 
