@@ -142,7 +142,6 @@ class SharedMemoryEngine:
             self.release()
             self.release = None
 
-
     def _linger(self) -> None:
         """Waits for peers that will need the memory, and with it its creator: the root of a broadcast, say,
         is done before they come."""
