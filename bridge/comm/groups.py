@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
-from mindspeed_ms import _runtime
+from mindspeed_ms import device
 from torch.distributed import distributed_c10d as c10d
 
 
@@ -123,8 +123,7 @@ def start_mindspore(store: dist.Store, rank: int, world: int, timeout: timedelta
     ``store`` must be a TCPStore of MindSpore (``mindspore.mint.distributed.TCPStore``). Needs no scheduler.
     Starts the device: MindSpore refuses to choose one once its communication is up.
     """
-    _runtime.ensure_initialized()
-    import mindspore
+    mindspore = device.mindspore.module()
     from mindspore.communication import management
 
     backend = "hccl" if mindspore.get_context("device_target") == "Ascend" else "mccl"
