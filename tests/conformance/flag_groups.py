@@ -29,6 +29,7 @@ class Group:
     flags: str
     refused: str = ""
     fails: str = ""
+    ends: str = ""
     script: str = "pretrain_gpt.py"
     without: tuple[str, ...] = ()
     after: str = ""
@@ -153,7 +154,7 @@ GROUPS: dict[str, Group] = {
         --no-use-tokenizer-model-from-checkpoint-args --override-opt_param-scheduler""",
         after="checkpoint_torch",
     ),
-    "exit_on_missing": Group(1, "--load {tmp}/none --exit-on-missing-checkpoint", fails="checkpoint"),
+    "exit_on_missing": Group(1, "--load {tmp}/none --exit-on-missing-checkpoint", ends="set ... exiting"),
     "rerun": Group(
         1, "--rerun-mode validate_results --error-injection-rate 100 --error-injection-type transient_error"
     ),
