@@ -10,9 +10,10 @@ inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 MSK_INLINE std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
 // 2^x, relative error below 1e-7: minimax polynomial of degree 6 on [-1/2, 1/2]. NaN is kept, below 2^-150
-// the result is 0.
+// the result is 0, without the time that an underflow takes.
 MSK_INLINE vf exp2(vf x) {
-  x = at_most(at_least(x, splat(-151.0f)), splat(128.0f));
+  const auto vanishes = x < -150.0f;
+  x = at_most(vanishes ? vf{} : x, splat(128.0f));
   const vf n = round_even(x);
   const vf f = x - n;
   vf p = splat(1.5345810970757157e-4f);
@@ -22,7 +23,7 @@ MSK_INLINE vf exp2(vf x) {
   p = fma(p, f, splat(2.4022646248340607e-1f));
   p = fma(p, f, splat(6.931471824645996e-1f));
   p = fma(p, f, splat(1.0f));
-  return scale_2n(p, n);
+  return vanishes ? vf{} : scale_2n(p, n);
 }
 
 MSK_INLINE vf vector_max(vf a, vf b) { return a > b ? a : b; }
