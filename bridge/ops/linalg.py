@@ -1,7 +1,7 @@
 """Matrix products.
 
-MindSpore's CPU backend has none in bfloat16 ("Unsupported data type"): those run on the host route, on
-torch's oneDNN kernels.
+MindSpore's CPU backend has none in bfloat16 ("Unsupported data type"): those run on route csrc, which calls
+the oneDNN that MindSpore ships (:mod:`mindspeed_ms.kernels.matmul`), as large float32 ones do in route auto.
 
 Transposed operands are read in place through the primitives' transpose flags: making them contiguous costs
 MindSpore more than a tenth of the product.
