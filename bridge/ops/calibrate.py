@@ -137,7 +137,8 @@ def measure(name: str, dtype: torch.dtype, rounds: int = 3) -> dict[str, list[fl
         for _ in range(rounds):
             for route in list(found):
                 entry.handle.set_auto(dtype, route, route, 0)
-                if not times[route] and _error(call(*lent), exact) > TOLERANCE[dtype]:
+                # torch's own kernel stays whatever it gives: a sum may be too large for float16.
+                if route != "host" and not times[route] and _error(call(*lent), exact) > TOLERANCE[dtype]:
                     del found[route]
                     continue
                 times[route].append(_seconds(call, lent, 0.01))

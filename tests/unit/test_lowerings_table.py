@@ -150,4 +150,6 @@ def test_calibration_measures_and_leaves_wrong_routes_out(monkeypatch: pytest.Mo
     left = calibrate.measure("aten::exp", torch.float32, rounds=1)
     assert "mindspore" not in left
     assert "host" in left
+    monkeypatch.setitem(calibrate.TOLERANCE, torch.float32, -1.0)
+    assert set(calibrate.measure("aten::exp", torch.float32, rounds=1)) == {"host"}
     auto.apply(registry.table)
