@@ -7,31 +7,8 @@ import queue
 import threading
 import time
 import uuid
-import weakref
 from multiprocessing import parent_process
-from multiprocessing.connection import Connection
-from multiprocessing.managers import Server, SyncManager
-from multiprocessing.process import current_process
-from typing import Any
-
-
-class _Server(Server):
-    """Keeps its ends of the connections to itself: a forked child that had them, too, would wait for an
-    answer from itself once this process is gone."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-        os.register_at_fork(after_in_child=self._leave_to_parent)
-
-    def handle_request(self, conn: Connection) -> None:
-        self._connections.add(conn)
-        super().handle_request(conn)
-
-    def _leave_to_parent(self) -> None:
-        self.listener.close()
-        for connection in self._connections:
-            connection.close()
+from multiprocessing.managers import SyncManager
 
 
 def served_queue() -> queue.Queue[object]:
@@ -42,7 +19,10 @@ def served_queue() -> queue.Queue[object]:
     checkpoint), and outlive a rank that is killed. The socket has no name in any file system.
     """
     address = f"\0mindspeed_ms-{uuid.uuid4().hex}"
-    server = _Server(SyncManager._registry, address, current_process().authkey, "pickle")
+    server = SyncManager(address).get_server()
+    # A forked child that kept the socket open would connect to itself once this process is gone. The ends of
+    # connections are not closed there: threads close them here, and a number may mean another file by then.
+    os.register_at_fork(after_in_child=server.listener.close)
     threading.Thread(target=server.serve_forever, name="mindspeed_ms queue", daemon=True).start()
     manager = SyncManager(address)
     manager.connect()
