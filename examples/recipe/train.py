@@ -20,6 +20,7 @@ from . import distributed
 from .arguments import optimizer_config, padded_vocab_size, transformer_config
 from .checkpoint import Checkpointer, check_writable
 from .data import Progress, build_loaders
+from .errors import RecipeError
 from .generate import generate
 from .model import build_model, flops_per_token, parameters_gathered, parameters_norm
 from .report import History, Reporter
@@ -28,7 +29,11 @@ from .tokenizer import build_tokenizer
 
 
 def build_scheduler(args: argparse.Namespace, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
-    """Megatron-Core's learning rate and weight decay schedule, counted in samples."""
+    """Megatron-Core's learning rate and weight decay schedule, counted in samples.
+
+    Raises:
+        RecipeError: the warm-up is not over before the decay is.
+    """
     if args.train_iters is not None:
         unit, whole = args.global_batch_size, args.train_iters
         decay, warmup, wsd = args.lr_decay_iters, args.lr_warmup_iters, args.lr_wsd_decay_iters
@@ -39,6 +44,11 @@ def build_scheduler(args: argparse.Namespace, optimizer: MegatronOptimizer) -> O
     warmup_steps = warmup * unit
     if args.lr_warmup_fraction is not None:
         warmup_steps = args.lr_warmup_fraction * decay_steps
+    if warmup_steps >= decay_steps:
+        raise RecipeError(
+            f"the learning rate warms up for {warmup_steps} samples and decays until {decay_steps}: give "
+            "fewer --lr-warmup-iters (or -samples, -fraction) or more --lr-decay-iters"
+        )
     return OptimizerParamScheduler(
         optimizer,
         init_lr=args.lr_warmup_init,

@@ -29,13 +29,14 @@ from strategies import PRETRAIN, STRATEGIES, Strategy, flags, losses, prepared, 
 from tests.benchmarks.report import Report, arguments  # noqa: E402
 
 PREPARE = str(ROOT / "examples" / "prepare_data.py")
-RATE = "--lr 1e-3 --min-lr 1e-4 --lr-decay-style cosine --lr-warmup-iters 5"
+RATE = "--lr 1e-3 --min-lr 1e-4 --lr-decay-style cosine"
 FIRST, LAST = 1e-5, 1e-3
 
 
 def curve(strategy: Strategy, data: Path, start: Path, report: Path, iterations: int) -> list[float]:
     """Losses in full precision of a run that begins with the weights in `start`."""
-    words = f"{RATE} --train-iters {iterations} --load {start} --finetune --report-dir {report}".split()
+    rate = f"{RATE} --lr-warmup-iters {iterations // 10}"
+    words = f"{rate} --train-iters {iterations} --load {start} --finetune --report-dir {report}".split()
     run(strategy.ranks, [PRETRAIN, *flags(strategy, prepared(data)), *words])
     return list(losses(report).values())
 

@@ -177,6 +177,11 @@ def test_indivisible_heads(plain):
     assert text == "--hidden-size (64) must be a multiple of --num-attention-heads (5)"
 
 
+def test_warmup_longer_than_the_run(plain):
+    text = plain([*without_data(), "--lr-warmup-iters", "6"]).error()
+    assert "warms up for 24 samples and decays until 24" in text
+
+
 def test_nan_loss_stops_and_keeps_what_was_saved(plain, tmp_path):
     # The first update moves every weight by about 1e30: the second forward pass overflows.
     flags = [*without_data(), "--save", str(tmp_path), "--save-interval", "1", "--clip-grad", "0"]
