@@ -30,8 +30,7 @@ default), or ``socket`` where a kernel hides those."""
 
 RING_SLOTS = 4
 LINGER_SECONDS = 10.0
-"""How long the creator of a segment, when it leaves, waits for peers to which it has sent something and which
-have not mapped the memory yet."""
+"""How long a process that ends waits in :func:`linger`."""
 
 
 def chunk_bytes(world: int) -> int:
@@ -134,25 +133,33 @@ class SharedMemoryEngine:
         return self.native.sequence
 
     def close(self, reason: str) -> None:
-        if self.release is not None:
-            self._linger()
         self.native.close(reason)
         self.inflight.clear()
-        if self.release is not None:
+        if self.release is None:
+            return
+        if any(entry["state"] == "completed" for entry in self.native.history()):
+            _unmapped.append(self)
+        else:
             self.release()
             self.release = None
 
-    def _linger(self) -> None:
-        """Waits for peers that will need the memory, and with it its creator: the root of a broadcast, say,
-        is done before they come."""
-        states = {entry["state"] for entry in self.native.history()}
-        if "completed" not in states or "failed" in states:
-            return
-        deadline = time.monotonic() + LINGER_SECONDS
-        while not self.native.all_attached and time.monotonic() < deadline:
-            if not all(member.alive() for member in self.members):
-                return
-            time.sleep(0.002)
+    def awaited(self) -> bool:
+        """Whether a peer has yet to map the memory, all of them being alive."""
+        return not self.native.all_attached and all(member.alive() for member in self.members)
+
+
+_unmapped: list[SharedMemoryEngine] = []
+"""Closed engines through which this rank has sent something to peers that have not mapped their memory."""
+
+
+def linger() -> None:
+    """Before this process ends: waits for peers that need memory of which it is the creator.
+
+    The root of a broadcast, say, may be done, close its groups and end before the others come.
+    """
+    deadline = time.monotonic() + LINGER_SECONDS
+    while any(engine.awaited() for engine in _unmapped) and time.monotonic() < deadline:
+        time.sleep(0.002)
 
 
 def connect(

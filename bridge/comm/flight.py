@@ -28,6 +28,7 @@ _groups: weakref.WeakSet[ProcessGroupMindSpore] = weakref.WeakSet()
 _lock = threading.Lock()
 _hooked = False
 _last_words = "its process ended"
+_failing = False  # a collective failed, or an exception that nobody caught ends this rank
 
 
 def directory() -> Path:
@@ -67,6 +68,8 @@ def closed_error(group: ProcessGroupMindSpore, reason: str) -> GroupClosedError:
 
 def dump(failed: ProcessGroupMindSpore, error: Exception) -> Path:
     """Writes the record of all groups and adds its path to ``error``'s notes."""
+    global _failing
+    _failing = True
     path = record_path(failed.global_ranks[failed.rank()])
     with _lock:
         groups = list(_groups)
@@ -102,7 +105,8 @@ def _remember(hook: Any) -> Any:
     long."""
 
     def excepthook(kind: type[BaseException], value: BaseException, traceback: Any) -> None:
-        global _last_words
+        global _last_words, _failing
+        _failing = True
         _last_words = f"{kind.__name__}: {str(value)[:400]}"
         _leave()
         hook(kind, value, traceback)
@@ -115,3 +119,7 @@ def _leave() -> None:
         groups = list(_groups)
     for group in groups:
         group.shutdown(_last_words)
+    if not _failing:
+        from mindspeed_ms.comm import engine
+
+        engine.linger()

@@ -280,7 +280,7 @@ def storm(options: argparse.Namespace, root: Path) -> dict[str, Tally]:
     """All trials. Raises Rank in the forked processes."""
     draw = random.Random(options.seed)
     chosen = list(STRATEGIES)[: 2 if options.quick else None]
-    kills = options.kills or (16 if options.quick else 200)
+    kills = options.kills or (12 if options.quick else 200)
     tallies = {name: Tally() for name in chosen}
     for number, name in enumerate(chosen):
         tallies[name].seconds = undisturbed(STRATEGIES[name], root / str(number), root / "log")
@@ -298,7 +298,7 @@ def storm(options: argparse.Namespace, root: Path) -> dict[str, Tally]:
 def main() -> int:
     """Command line; returns the exit code."""
     parser = arguments(__doc__)
-    parser.add_argument("--kills", type=int, help="default: 200, with --quick 16")
+    parser.add_argument("--kills", type=int, help="default: 200, with --quick 12")
     parser.add_argument("--seed", type=int, default=1, help="of ranks and moments")
     options = parser.parse_args()
     report = Report("kill_storm", "random SIGKILLs during training", options)
