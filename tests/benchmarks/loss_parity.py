@@ -1,16 +1,23 @@
-"""Loss of the recipe over 50 iterations: route `auto`, route `host`, plain torch without our device.
+"""Loss of the recipe over 50 iterations: with fused kernels, without them, route `host`, plain torch.
 
     python -m tests.benchmarks.loss_parity [--quick] [--json FILE] [--data DIR]
 
-Float32, Llama-style model, the standard library's sources. Marks, as relative differences: the first
-iteration's loss within 1e-6, every iteration's within 1e-4, between each two of the three.
+Llama-style model, the standard library's sources; float32 and bfloat16. Marks, as relative differences:
+
+* float32: the first iteration's loss within 1e-6, every iteration's within 1e-4, between each two runs;
+* bfloat16: every iteration's within 1e-2 of plain torch in bfloat16, and, as the mean over the iterations, no
+  farther from plain torch in float32 than plain torch in bfloat16 itself, but for what its own rounding
+  moves the curve by (MEAN);
+* both: with fused kernels the same bounds as without (`MINDSPEED_MS_KERNELS=composite`).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,30 +32,39 @@ PRETRAIN = str(ROOT / "examples" / "pretrain_gpt.py")
 PREPARE = str(ROOT / "examples" / "prepare_data.py")
 ITERATIONS = 50
 FIRST, ALL = 1e-6, 1e-4
+BFLOAT16_ALL = 1e-2
+#: Mean distance from the float32 curve over plain torch's own: curves that round elsewhere scatter by this.
+MEAN = 1.25
 TIMEOUT_SECONDS = 3600
-# name -> (route or None for plain torch)
-RUNS = {"plain torch": None, "host": "host", "auto": "auto"}
+PLAIN = "plain torch"
+AUTO, COMPOSITE = "auto", "auto, no fused kernels"
+#: Run -> its environment; None for plain torch, without our device.
+RUNS: dict[str, dict[str, str] | None] = {
+    PLAIN: None,
+    "host": {"MINDSPEED_MS_ROUTE": "host"},
+    AUTO: {"MINDSPEED_MS_ROUTE": "auto"},
+    COMPOSITE: {"MINDSPEED_MS_ROUTE": "auto", "MINDSPEED_MS_KERNELS": "composite"},
+}
+#: dtype -> the runs made in it, and their flags.
+DTYPES = {"float32": (tuple(RUNS), ""), "bfloat16": ((PLAIN, AUTO, COMPOSITE), "--bf16")}
 # hidden, ffn, layers, heads, sequence, micro batch, global batch
 SIZES = {True: (256, 704, 4, 8, 128, 4, 8), False: (512, 1408, 8, 8, 256, 4, 8)}
 
 
-def command(script: str, route: str | None) -> tuple[list[str], dict[str, str]]:
-    """Command and environment that run `script` on a route, or on plain torch for None."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    if route is None:
-        return [sys.executable, "-m", "tests.reference.plain_torch", script], environment
-    return [sys.executable, script], {**environment, "MINDSPEED_MS_ROUTE": route}
-
-
-def run(script: str, route: str | None, flags: list[str]) -> None:
-    """Runs `script` to its end; RuntimeError with the end of its output when it fails."""
-    words, environment = command(script, route)
+def run(script: str, setting: dict[str, str] | None, flags: list[str]) -> None:
+    """Runs `script` with this environment, on plain torch for None; RuntimeError with its last output."""
+    module = ["-m", "tests.reference.plain_torch"] if setting is None else []
     done = subprocess.run(
-        words + flags, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+        [sys.executable, *module, script, *flags],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(setting or {})},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
     )
     if done.returncode:
         raise RuntimeError(
-            f"{script} on {route or 'plain torch'} failed:\n{done.stdout}{done.stderr}"[-4000:]
+            f"{script} on {setting or 'plain torch'} failed:\n{done.stdout}{done.stderr}"[-4000:]
         )
 
 
@@ -72,19 +88,58 @@ def relative(value: float, reference: float) -> float:
     return abs(value - reference) / abs(reference)
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
-    """The loss curve of each run, in full precision."""
+def measure(options: argparse.Namespace, folder: Path) -> dict[tuple[str, str], list[float]]:
+    """(dtype, run) -> its loss curve, in full precision."""
     data = options.data or folder / "data"
     if not (data / "prepared.json").exists():
         run(PREPARE, None, ["--output-dir", str(data)])
     curves = {}
-    for name, route in RUNS.items():
-        report = folder / name.replace(" ", "_")
-        print(f"training {ITERATIONS} iterations on {name} ...", flush=True)
-        run(PRETRAIN, route, model_flags(options.quick, data, report))
-        points = json.loads((report / "loss.json").read_text())["train"]
-        curves[name] = [loss for _, loss in points]
+    for dtype, (names, flags) in DTYPES.items():
+        for name in names:
+            report = folder / f"{dtype} {name}".replace(" ", "_")
+            print(f"training {ITERATIONS} iterations in {dtype} on {name} ...", flush=True)
+            run(PRETRAIN, RUNS[name], model_flags(options.quick, data, report) + flags.split())
+            points = json.loads((report / "loss.json").read_text())["train"]
+            curves[dtype, name] = [loss for _, loss in points]
+            if len(points) != ITERATIONS:
+                raise RuntimeError(f"{name} in {dtype} reported {len(points)} of {ITERATIONS} iterations")
     return curves
+
+
+def differences(curve: list[float], reference: list[float]) -> list[float]:
+    """The relative difference of each iteration."""
+    return [relative(a, b) for a, b in zip(curve, reference, strict=True)]
+
+
+def judge_float32(report: Report, curves: dict[str, list[float]]) -> None:
+    """Marks between each two of the float32 runs."""
+    for other, name in itertools.combinations(curves, 2):
+        found = differences(curves[name], curves[other])
+        pair = f"float32: {name} against {other}"
+        report.mark(f"{pair}: first iteration < {FIRST}", found[0] < FIRST, f"{found[0]:.1e}")
+        report.mark(f"{pair}: all {ITERATIONS} < {ALL}", max(found) < ALL, f"{max(found):.1e}")
+        report.summary[f"{pair}: largest relative difference"] = max(found)
+
+
+def judge_bfloat16(report: Report, curves: dict[str, list[float]], exact: list[float]) -> None:
+    """Marks of the bfloat16 runs; `exact`: plain torch in float32."""
+    distance = {name: statistics.fmean(differences(curve, exact)) for name, curve in curves.items()}
+    for name, curve in curves.items():
+        report.summary[f"bfloat16: {name}: mean relative distance from float32"] = distance[name]
+        if name == PLAIN:
+            continue
+        worst = max(differences(curve, curves[PLAIN]))
+        report.mark(
+            f"bfloat16: {name} against {PLAIN}: all {ITERATIONS} < {BFLOAT16_ALL}",
+            worst < BFLOAT16_ALL,
+            f"{worst:.1e}",
+        )
+        report.mark(
+            f"bfloat16: {name}: mean distance from float32 <= {MEAN} x that of {PLAIN}",
+            distance[name] <= MEAN * distance[PLAIN],
+            f"{distance[name]:.1e} and {distance[PLAIN]:.1e}",
+        )
+        report.summary[f"bfloat16: {name} against {PLAIN}: largest relative difference"] = worst
 
 
 def main() -> int:
@@ -94,31 +149,19 @@ def main() -> int:
         "--data", type=Path, help="folder that examples/prepare_data.py wrote; default: made anew"
     )
     options = parser.parse_args()
-    report = Report("loss_parity", "loss per token over 50 iterations, float32", options)
+    report = Report("loss_parity", "loss per token over 50 iterations", options)
     with tempfile.TemporaryDirectory() as folder:
         curves = measure(options, Path(folder))
-    reference = curves["plain torch"]
-    for index, expected in enumerate(reference):
-        row = {"iteration": index + 1, "plain torch": f"{expected:.7f}"}
-        for name in ("host", "auto"):
-            row[name] = f"{curves[name][index]:.7f}"
-            row[f"{name} rel. diff"] = relative(curves[name][index], expected)
-        report.row(**row)
-    report.mark("the loss falls", reference[-1] < reference[0], f"{reference[0]:.3f} -> {reference[-1]:.3f}")
-    pairs = (("host", "plain torch"), ("auto", "plain torch"), ("auto", "host"))
-    for name, other in pairs:
-        complete = len(curves[name]) == len(curves[other]) == ITERATIONS
-        differences = [relative(a, b) for a, b in zip(curves[name], curves[other], strict=complete)]
-        worst = max(differences)
+    for index in range(ITERATIONS):
+        row = {f"{dtype}, {name}": f"{curve[index]:.7f}" for (dtype, name), curve in curves.items()}
+        report.row(iteration=index + 1, **row)
+    for (dtype, name), curve in curves.items():
         report.mark(
-            f"{name} against {other}: first iteration < {FIRST}",
-            differences[0] < FIRST,
-            f"{differences[0]:.1e}",
+            f"{dtype}: the loss falls on {name}", curve[-1] < curve[0], f"{curve[0]:.3f} -> {curve[-1]:.3f}"
         )
-        report.mark(
-            f"{name} against {other}: all {ITERATIONS} < {ALL}", complete and worst < ALL, f"{worst:.1e}"
-        )
-        report.summary[f"{name} against {other}: largest relative difference"] = worst
+    judge_float32(report, {name: c for (dtype, name), c in curves.items() if dtype == "float32"})
+    narrow = {name: c for (dtype, name), c in curves.items() if dtype == "bfloat16"}
+    judge_bfloat16(report, narrow, curves["float32", PLAIN])
     return report.finish()
 
 
