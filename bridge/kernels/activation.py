@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
 
 _ROOT_TWO_OVER_PI = math.sqrt(2.0 / math.pi)
@@ -43,7 +44,10 @@ def bias_activation(
     "silu" or "squared_relu"; ValueError for another name or a bias of the wrong shape.
     """
     _check(activation, x, bias)
-    if implementation(x, bias) == "composite":
+    chosen = choose("bias_activation", x, bias)
+    if chosen == "ascend":
+        return on_mindspore("bias_activation", x, bias, activation)
+    if chosen == "composite":
         return ACTIVATIONS[activation][1](x if bias is None else x + bias)
     return _BiasActivation.apply(x, bias, ACTIVATIONS[activation][0])
 
@@ -71,7 +75,11 @@ def bias_glu(
         raise ValueError(
             f"bias_glu: weights {tuple(weights.shape)} must hold one value per row of {tuple(x.shape)}"
         )
-    if implementation(x, bias, weights) == "composite":
+    chosen = choose("bias_glu", x, bias, weights)
+    if chosen == "ascend":
+        options = {"weights": weights, "linear_offset": linear_offset, "clamp": clamp}
+        return on_mindspore("bias_glu", x, bias, activation, **options)
+    if chosen == "composite":
         return glu_composite(x, bias, activation, weights, linear_offset, clamp)
     bound = math.inf if clamp is None else float(clamp)
     return _BiasGlu.apply(x, bias, weights, ACTIVATIONS[activation][0], float(linear_offset), bound)

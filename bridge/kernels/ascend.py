@@ -1,17 +1,13 @@
 """The fused operators on Ascend: MindSpore 2.10's own ones, on MindSpore tensors.
 
-One function per kernel of this package, under its name in CALLS; arguments keep the kernel's order. They
-are run, forward and backward, through MindSpore's shape and dtype inference by the tests
-(`ms.DeviceCtx("meta")`), as no Ascend device is at hand. MindSpore is imported when a call is made.
+One function per kernel of this package, with its name and order of arguments; which kernel takes which is
+said in :mod:`mindspeed_ms.kernels.dispatch`. No Ascend device was at hand: the tests run them, forward and
+backward, through MindSpore's shape and dtype inference. MindSpore is imported when a call is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-from mindspeed_ms.kernels.ascend_attention import attention, latent_key_value, latent_query
-from mindspeed_ms.kernels.ascend_moe import combine_rows, gather_rows, grouped_matmul, topk_router
 
 #: A mindspore.Tensor; the package is not imported for an annotation.
 MsTensor = Any
@@ -28,7 +24,7 @@ def rms_norm(
     """ops.rms_norm, with a residual ops.add_rms_norm: then (y, x + residual)."""
     from mindspore import ops
 
-    gamma = weight + 1 if zero_centered else weight
+    gamma, _ = _parameters(x, weight, None, zero_centered)
     if residual is None:
         return ops.rms_norm(x, gamma, eps)[0]
     y, _, total = ops.add_rms_norm(x, residual, gamma, eps)
@@ -48,14 +44,26 @@ def layer_norm(
     from mindspore.ops import auto_generate
 
     total = x if residual is None else x + residual
-    gamma = weight + 1 if zero_centered else weight
-    y = auto_generate.layer_norm_ext_op(total, (x.shape[-1],), gamma, bias, eps)[0]
+    gamma, beta = _parameters(x, weight, bias, zero_centered)
+    y = auto_generate.layer_norm_ext_op(total, (x.shape[-1],), gamma, beta, eps)[0]
     return y if residual is None else (y, total)
+
+
+def _parameters(
+    x: MsTensor, weight: MsTensor | None, bias: MsTensor | None, zero_centered: bool
+) -> tuple[MsTensor, MsTensor]:
+    """Scale and shift of a norm in x's dtype, as its operators want them."""
+    from mindspore import mint
+
+    width = x.shape[-1:]
+    gamma = mint.ones(width, dtype=x.dtype) if weight is None else weight.astype(x.dtype)
+    beta = mint.zeros(width, dtype=x.dtype) if bias is None else bias.astype(x.dtype)
+    return gamma + 1 if zero_centered and weight is not None else gamma, beta
 
 
 def bias_activation(x: MsTensor, bias: MsTensor | None, activation: str = "gelu_tanh") -> MsTensor:
     """GeluExt (tanh and erf), SiLU, or the products that make up quick GELU and squared ReLU."""
-    return _activate(x if bias is None else x + bias, activation)
+    return _activate(x if bias is None else x + bias.astype(x.dtype), activation)
 
 
 def bias_glu(
@@ -70,7 +78,7 @@ def bias_glu(
     """ops.swiglu for the plain SwiGLU, else the activation on the gate times the linear half."""
     from mindspore import mint, ops
 
-    y = x if bias is None else x + bias
+    y = x if bias is None else x + bias.astype(x.dtype)
     if activation == "silu" and linear_offset == 0.0 and clamp is None:
         y = ops.swiglu(y, -1)
     else:
@@ -78,7 +86,7 @@ def bias_glu(
         if clamp is not None:
             gate, linear = mint.clamp(gate, max=clamp), mint.clamp(linear, min=-clamp, max=clamp)
         y = _activate(gate, activation) * (linear + linear_offset)
-    return y if weights is None else (y * weights).astype(x.dtype)
+    return y if weights is None else (y * weights.reshape((*y.shape[:-1], 1))).astype(x.dtype)
 
 
 def _activate(x: MsTensor, activation: str) -> MsTensor:
@@ -118,36 +126,46 @@ def rope(x: MsTensor, cos: MsTensor, sin: MsTensor, layout: str = "half") -> MsT
     from mindspore import mint, ops
 
     modes = {"half": 0, "interleaved": 1}
-    rotary = cos.shape[-1]
-    turned = x if rotary == x.shape[-1] else x[..., :rotary]
+    rotary, width = cos.shape[-1], x.shape[-1]
+    # Not x[..., :rotary]: indexing under MindSpore's autograd engine (2.10) ends the process.
+    turned = x if rotary == width else mint.narrow(x, -1, 0, rotary)
     if layout == "to_half":
         shape = turned.shape
         turned = turned.reshape((*shape[:-1], rotary // 2, 2)).swapaxes(-1, -2).reshape(shape)
         layout = "half"
     turned = ops.rotary_position_embedding(turned, cos.astype(x.dtype), sin.astype(x.dtype), modes[layout])
-    return turned if rotary == x.shape[-1] else mint.cat((turned, x[..., rotary:]), -1)
+    if rotary == width:
+        return turned
+    return mint.cat((turned, mint.narrow(x, -1, rotary, width - rotary)), -1)
 
 
 def vocab_parallel_cross_entropy(
     logits: MsTensor, target: MsTensor, label_smoothing: float = 0.0
 ) -> MsTensor:
-    """CrossEntropyLoss per token over the whole vocabulary (a group of one rank); logits (n, v), target (n,).
+    """CrossEntropyLoss per token, fp32, over the whole vocabulary (a group of one rank).
+
+    logits (..., v), target (...,).
 
     The smoothing of the operator is share / K over all K classes; Megatron's is the same sum with the share
     scaled by K / (K - 1).
     """
+    import mindspore as ms
     from mindspore.ops import auto_generate
 
-    classes = logits.shape[-1]
+    classes, shape = logits.shape[-1], target.shape
     share = label_smoothing * classes / (classes - 1) if label_smoothing else 0.0
-    return auto_generate.cross_entropy_loss(logits, target, None, "none", -100, share)[0]
+    rows = logits.astype(ms.float32).reshape((-1, classes))
+    ids = target.astype(ms.int64).reshape((-1,))
+    return auto_generate.cross_entropy_loss(rows, ids, None, "none", -100, share)[0].reshape(shape)
 
 
 def bias_dropout_add(x: MsTensor, bias: MsTensor | None, residual: MsTensor, probability: float) -> MsTensor:
     """residual + DropoutExt(x + bias)."""
     from mindspore import mint
 
-    y = x if bias is None else x + bias
+    y = x if bias is None else x + bias.astype(x.dtype)
+    if probability == 0.0:
+        return residual + y
     return residual + mint.nn.functional.dropout(y, probability, training=True)
 
 
@@ -184,18 +202,3 @@ def l2_norm(flat: MsTensor) -> MsTensor:
     from mindspore import mint
 
     return mint.norm(flat)
-
-
-#: Kernel of this package -> its Ascend form.
-CALLS: dict[str, Callable[..., Any]] = {
-    f.__name__: f
-    for f in (
-        rms_norm, layer_norm, bias_activation, bias_glu, scaled_softmax, rope, vocab_parallel_cross_entropy,
-        bias_dropout_add, embedding_grad, adam_step, l2_norm, attention, latent_query, latent_key_value,
-        topk_router, gather_rows, combine_rows, grouped_matmul,
-    )
-}  # fmt: skip
-
-#: Operators whose arguments are bound to MindSpore's signature, but whose shape inference refuses to run
-#: without an Ascend device ("Not implement"): the tests run their gradients, or hold the signature only.
-SIGNATURE_ONLY = ("moe_token_unpermute", "grouped_matmul_v4's own bprop (gmm)")

@@ -89,7 +89,8 @@ def attention(
         **pattern,
     )
     out, peak, total = results[:3]
-    return out.reshape(query.shape)[..., :value_width], (peak + mint.log(total))[..., 0]
+    out, lse = out.reshape(query.shape), peak + mint.log(total)
+    return mint.narrow(out, -1, 0, value_width), mint.select(lse, -1, 0)
 
 
 def ring_step(
@@ -141,31 +142,3 @@ def ring_step_backward(
 def _settings(query: MsTensor, scale: float, pattern: dict[str, Any]) -> tuple[Any, ...]:
     bounds = (pattern["pre_tokens"], pattern["next_tokens"])
     return (query.shape[-2], 1.0, scale, *bounds, 0, "SBH", pattern["sparse_mode"])
-
-
-def latent_query(q: MsTensor, cos: MsTensor, sin: MsTensor) -> MsTensor:
-    """Query of multi-latent attention (s, b, heads, channels), its last cos.shape[-1] channels turned."""
-    from mindspore import mint
-
-    plain = q.shape[-1] - cos.shape[-1]
-    return mint.cat((q[..., :plain], _latent_turn(q[..., plain:], cos, sin)), -1)
-
-
-def latent_key_value(
-    kv: MsTensor, position: MsTensor, cos: MsTensor, sin: MsTensor, key_channels: int
-) -> tuple[MsTensor, MsTensor]:
-    """Key and value of multi-latent attention; kv (s, b, heads, channels), position (s, b, 1, rotary)."""
-    from mindspore import mint
-
-    key, value = kv[..., :key_channels], kv[..., key_channels:]
-    turned = _latent_turn(position, cos, sin).broadcast_to((*key.shape[:-1], position.shape[-1]))
-    return mint.cat((key, turned), -1), value
-
-
-def _latent_turn(x: MsTensor, cos: MsTensor, sin: MsTensor) -> MsTensor:
-    """Interleaved pairs into halves, then ops.rotary_position_embedding."""
-    from mindspore import ops
-
-    shape = x.shape
-    halves = x.reshape((*shape[:-1], shape[-1] // 2, 2)).swapaxes(-1, -2).reshape(shape)
-    return ops.rotary_position_embedding(halves, cos.astype(x.dtype), sin.astype(x.dtype), 0)

@@ -19,7 +19,7 @@ def topk_router(
     scaling_factor: float | None = None,
     expert_bias: MsTensor | None = None,
 ) -> tuple[MsTensor, MsTensor]:
-    """Probabilities (tokens, experts) and the int32 numbers (tokens, topk) of the chosen experts."""
+    """Probabilities of the chosen experts and the bool map of the choice, both (tokens, experts)."""
     import mindspore as ms
     from mindspore import mint
 
@@ -45,7 +45,8 @@ def topk_router(
         probs = mint.nn.functional.softmax(probs, -1)
     probs = probs * (scaling_factor or 1.0)
     dense = mint.zeros_like(wide).scatter(1, chosen, probs).astype(logits.dtype)
-    return dense, chosen.astype(ms.int32)
+    marks = mint.zeros_like(wide).scatter(1, chosen, mint.ones_like(probs))
+    return dense, marks.astype(ms.bool_)
 
 
 def permute(tokens: MsTensor, experts: MsTensor, count: int | None = None) -> tuple[MsTensor, MsTensor]:
@@ -103,8 +104,8 @@ def grouped_matmul(x: MsTensor, weights: MsTensor, ends: MsTensor, *, turned: bo
 
 def grouped_matmul_backward(
     x: MsTensor, weights: MsTensor, ends: MsTensor, grad: MsTensor, *, turned: bool = False
-) -> tuple[MsTensor, MsTensor]:
-    """Gradients of :func:`grouped_matmul`: another grouped product, and grouped_matmul_add_ into fp32."""
+) -> tuple[MsTensor, MsTensor, None]:
+    """Gradients of x and weights: another grouped product, and grouped_matmul_add_ into fp32."""
     import mindspore as ms
     from mindspore import mint
     from mindspore.ops import auto_generate
@@ -112,4 +113,5 @@ def grouped_matmul_backward(
     dx = grouped_matmul(grad, weights, ends, turned=not turned)
     dweights = mint.zeros(weights.shape, dtype=ms.float32)
     pair = (grad, x) if turned else (x, grad)
-    return dx, auto_generate.grouped_matmul_add_(*pair, ends, dweights)
+    auto_generate.grouped_matmul_add_(*pair, ends, dweights)
+    return dx, dweights.astype(weights.dtype), None

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from mindspeed_ms.kernels.backend import counted, dtype_code, implementation, native
+from mindspeed_ms.kernels.backend import counted, draw_seed, dtype_code, native
+from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
 
 LAYOUTS = {"sbhd": (1, 0, 2), "bshd": (0, 1, 2), "bhsd": (0, 2, 1)}
@@ -106,11 +107,20 @@ def attention(
         (window[0], 0 if causal else window[1]) if window is not None else (-1, 0 if causal else -1),
         _sequences(b, s, sk, shift, segments),
         round(dropout * 65536),
-        _draw_seed(query) if dropout > 0 else 0,
+        draw_seed(query) if dropout > 0 else 0,
     )
     if mask is not None:
         mask = mask.to(torch.bool).expand(b, heads, s, sk)
-    if implementation(query, key, value) == "csrc" and query.dtype == key.dtype == value.dtype:
+    one_dtype = query.dtype == key.dtype == value.dtype
+    with_lse = return_lse or sink is not None
+
+    def refusal() -> str | None:
+        return _unfit(query, key, value, plan, with_lse)
+
+    chosen = choose("attention", query, key, value, refusal=refusal)
+    if chosen == "ascend" and one_dtype:
+        out, lse = _on_ascend(query, key, value, mask, plan, packed)
+    elif chosen == "csrc" and one_dtype:
         out, lse = _Attention.apply(query, key, value, mask, plan)
     else:
         out, lse = _composite(query, key, value, mask, plan)
@@ -203,8 +213,60 @@ def _sequences(b, s, sk, shift, segments):
     return tuple((0, *segment) for segment in segments)
 
 
-def _draw_seed(query):
-    return int(torch.empty((), dtype=torch.int64, device=query.device).random_())
+def _unfit(query, key, value, plan, with_lse):
+    """Why MindSpore's flash attention does not take this call, or None."""
+    width, bounded = query.shape[-1], plan.window != (-1, -1)
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    tiled = _tiles(plan.sequences, query.shape[LAYOUTS[plan.layout][1]], key.shape[LAYOUTS[plan.layout][1]])
+    reasons = (
+        (not query.dtype == key.dtype == value.dtype, "query, key and value have different dtypes"),
+        (query.dtype == torch.float32, "the operator takes 16-bit types"),
+        (plan.softcap, "the operator has no soft cap"),
+        (with_lse and differentiable, "the operator has no gradient of the log-sum-exp"),
+        (width % 16 or width > 512, "the operator takes head dimensions of multiples of 16 up to 512"),
+        (value.shape[-1] > width, "the operator takes no values wider than the keys"),
+        (not (query.numel() and key.numel() and value.numel()), "there is nothing to compute"),
+        (not tiled, "the operator takes packed sequences without padding, none empty"),
+        (bounded and any(s[5] != s[4] - s[2] for s in plan.sequences), "the operator aligns last tokens"),
+    )
+    return next((reason for refused, reason in reasons if refused), None)
+
+
+def _tiles(sequences, s, sk):
+    """Whether the sequences of a batch entry cover its queries and keys one after the other."""
+    ends = {}
+    for i, q_begin, q_len, k_begin, k_len, _ in sequences:
+        if (q_begin, k_begin) != ends.get(i, (0, 0)) or not q_len or not k_len:
+            return False
+        ends[i] = (q_begin + q_len, k_begin + k_len)
+    return all(end == (s, sk) for end in ends.values())
+
+
+def _on_ascend(query, key, value, mask, plan, packed):
+    options = {"scale": plan.scale, "dropout": plan.drop / 65536}
+    if plan.drop:
+        options["seed"] = plan.seed
+    if packed:
+        ends = zip(*((q + s, k + sk) for _, q, s, k, sk, _ in plan.sequences), strict=True)
+        options |= dict(zip(("cu_seqlens_q", "cu_seqlens_k"), ends, strict=True))
+    left, right = plan.window
+    if mask is not None:
+        if plan.window != (-1, -1):
+            mask = mask | ~_visible(plan.sequences[0], plan.window, mask.device)
+        options["mask"] = mask[:, :1] if mask.stride(1) == 0 else mask
+    elif left >= 0 or right > 0:
+        options["window"] = (left, right)
+    else:
+        options["causal"] = right == 0
+    if packed:
+        out, lse = on_mindspore("attention", *(t.squeeze(0) for t in (query, key, value)), **options)
+        return out.unsqueeze(0), lse.t().unsqueeze(0)
+    batch, row, head = LAYOUTS[plan.layout]
+    out, lse = on_mindspore(
+        "attention", *(t.permute(row, batch, head, 3) for t in (query, key, value)), **options
+    )
+    order = (row, batch, head)
+    return out.permute(*(order.index(i) for i in range(3)), 3), lse
 
 
 def _problem(query, key, value, mask, plan):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -15,39 +16,58 @@ from mindspeed_ms._native import kernels as _native
 DTYPE_CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 IMPLEMENTATIONS = ("csrc", "ascend", "composite")
+VARIABLE = "MINDSPEED_MS_KERNELS"
+"""Forces an implementation at start, see :func:`force_implementation`."""
 
-_forced: str | None = os.environ.get("MINDSPEED_MS_KERNELS") or None
 _threads = 0
+
+
+def _known(name: str | None) -> str | None:
+    if name is not None and name not in IMPLEMENTATIONS:
+        raise ValueError(f"unknown kernel implementation {name!r}; use one of {IMPLEMENTATIONS} or None")
+    return name
+
+
+_forced = _known(os.environ.get(VARIABLE) or None)
 
 
 def force_implementation(name: str | None) -> None:
     """Makes every kernel use one implementation: "csrc", "ascend" or "composite"; None chooses per call.
 
-    The environment variable MINDSPEED_MS_KERNELS sets the same at start.
+    "ascend" on the CPU target is a dry run for npu tensors: MindSpore infers shapes and dtypes of the Ascend
+    operators, forward and backward, and every result is zeros. MINDSPEED_MS_KERNELS sets the same at start.
     """
     global _forced
-    if name is not None and name not in IMPLEMENTATIONS:
-        raise ValueError(f"unknown kernel implementation {name!r}; use one of {IMPLEMENTATIONS} or None")
-    _forced = name
+    _forced = _known(name)
+
+
+@cache
+def on_ascend() -> bool:
+    """Whether the device target is Ascend (MINDSPEED_MS_TARGET)."""
+    from mindspeed_ms.device.mindspore import target
+
+    return target() == "Ascend"
 
 
 def implementation(*tensors: torch.Tensor | None) -> str:
     """Which implementation takes these tensors: native for fp32, bf16 and fp16, else the composite.
 
-    The composite, too, for npu tensors in opaque memory, which has no address that native code could read,
-    for wrappers (a DTensor), which have no memory at all, and on route host, whose numbers are those of
-    torch's operators.
+    Native is "ascend" for npu tensors where the target is Ascend, "csrc" elsewhere. The composite, too, for
+    npu tensors in opaque memory on the CPU target, which has no address that native code could read, for
+    wrappers (a DTensor), which have no memory at all, and on route host, whose numbers are those of torch's
+    operators.
     """
-    if _forced is not None and _forced != "csrc":
-        return _forced
-    if any(t is not None and t.device.type == "npu" for t in tensors) and (
-        _runtime.opaque_memory() or _runtime.route_mode() == _runtime.RouteMode.host
-    ):
+    if _forced == "composite":
+        return "composite"
+    npu = any(t is not None and t.device.type == "npu" for t in tensors)
+    if npu and _runtime.route_mode() == _runtime.RouteMode.host:
         return "composite"
     for tensor in tensors:
         if tensor is not None and (tensor.dtype not in DTYPE_CODES or _is_wrapper(tensor)):
             return "composite"
-    return "csrc"
+    if npu and (_forced == "ascend" or on_ascend()):
+        return "ascend"
+    return "composite" if npu and _runtime.opaque_memory() else "csrc"
 
 
 def _is_wrapper(tensor: torch.Tensor) -> bool:
@@ -75,6 +95,11 @@ def launch(kernel: str, tensor: torch.Tensor, *arguments: Any) -> Any:
     """Calls a native kernel on raw arguments, counted under its name, with the dtype of `tensor`."""
     with counted(kernel, tensor):
         return getattr(native(), kernel)(*arguments)
+
+
+def draw_seed(like: torch.Tensor, generator: torch.Generator | None = None) -> int:
+    """A seed from `generator`, by default that of the tensor's device: RNG trackers and recompute know it."""
+    return int(torch.empty((), dtype=torch.int64, device=like.device).random_(generator=generator))
 
 
 def pointer(tensor: torch.Tensor | None) -> int:

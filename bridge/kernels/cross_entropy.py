@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
 
 
@@ -29,7 +30,12 @@ def vocab_parallel_cross_entropy(
         )
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"cross entropy: label_smoothing must be in [0, 1), got {label_smoothing}")
-    if implementation(logits) == "composite":
+    split = group is not None and group.size() > 1
+    refusal = "the operator knows the vocabulary of one rank" if split else None
+    chosen = choose("vocab_parallel_cross_entropy", logits, refusal=refusal)
+    if chosen == "ascend":
+        return on_mindspore("vocab_parallel_cross_entropy", logits, target, label_smoothing)
+    if chosen == "composite":
         return cross_entropy_composite(logits, target, label_smoothing, group)
     return _CrossEntropy.apply(logits, target, float(label_smoothing), group, reuse_logits)
 
@@ -40,11 +46,9 @@ def cross_entropy_composite(
     label_smoothing: float = 0.0,
     group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
-    """The reference in torch operators; differentiable through the log-sum-exp for one rank only."""
+    """The reference in torch operators."""
     if group is not None and group.size() > 1:
-        raise ValueError(
-            "cross_entropy_composite holds for one rank; gather the logits or use fp32, bf16 or fp16"
-        )
+        return _SplitVocabulary.apply(logits, target, label_smoothing, group)
     wide = logits if logits.dtype == torch.float64 else logits.float()
     logp = torch.log_softmax(wide, dim=-1)
     loss = -logp.gather(-1, target.unsqueeze(-1)).squeeze(-1)
@@ -52,6 +56,42 @@ def cross_entropy_composite(
         share = label_smoothing * logits.shape[-1] / (logits.shape[-1] - 1)
         loss = (1.0 - share) * loss - share * logp.mean(dim=-1)
     return loss
+
+
+class _SplitVocabulary(torch.autograd.Function):
+    """The composite over the ranks of a group; autograd knows no gradient of its collectives."""
+
+    @staticmethod
+    def forward(ctx, logits, target, label_smoothing, group):
+        cols = logits.shape[-1]
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        peak = wide.amax(-1)
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
+        shifted = wide - peak.unsqueeze(-1)
+        total = shifted.exp().sum(-1)
+        dist.all_reduce(total, group=group)
+        ids = target - group.rank() * cols
+        mine = (ids >= 0) & (ids < cols)
+        ids = ids.clamp(0, cols - 1)
+        chosen = shifted.gather(-1, ids.unsqueeze(-1)).squeeze(-1) * mine
+        dist.all_reduce(chosen, group=group)
+        logp = shifted - total.log().unsqueeze(-1)
+        loss, share = total.log() - chosen, 0.0
+        if label_smoothing > 0.0:  # over this rank's columns, as Megatron does
+            share = label_smoothing * cols / (cols - 1)
+            loss = (1.0 - share) * loss - share * logp.mean(-1)
+        ctx.save_for_backward(logp, ids, mine)
+        ctx.share, ctx.dtype = share, logits.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        logp, ids, mine = ctx.saved_tensors
+        dlogits = logp.exp() - ctx.share / logp.shape[-1]
+        hit = mine.unsqueeze(-1).to(dlogits.dtype) * (ctx.share - 1.0)
+        dlogits.scatter_add_(-1, ids.unsqueeze(-1), hit)
+        return (dlogits * grad.unsqueeze(-1)).to(ctx.dtype), None, None, None
 
 
 class _CrossEntropy(torch.autograd.Function):

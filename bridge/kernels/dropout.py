@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
+from mindspeed_ms.kernels.backend import draw_seed, dtype_code, launch, pointer
+from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
 
 
@@ -19,7 +20,7 @@ def bias_dropout_add(
 
     x and residual: (..., hidden), one shape and dtype; bias (hidden,) or None. The mask is drawn by
     torch's bernoulli_ from `generator` (the device's default if None), so it follows RNG trackers and
-    recompute.
+    recompute; on Ascend by MindSpore, from a seed that this generator draws.
     """
     if residual.shape != x.shape:
         raise ValueError(
@@ -30,12 +31,17 @@ def bias_dropout_add(
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"bias_dropout_add: probability must be in [0, 1], got {probability}")
     residual = residual.to(x.dtype)
+    drops = training and probability > 0.0
+    chosen = choose("bias_dropout_add", x, bias)
+    if chosen == "ascend":
+        seed = draw_seed(x, generator) if drops else None
+        return on_mindspore("bias_dropout_add", x, bias, residual, probability if drops else 0.0, seed=seed)
     mask = None
-    if training and probability > 0.0:
+    if drops:
         mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
         mask.bernoulli_(1.0 - probability, generator=generator)
     scale = 1.0 if mask is None else (0.0 if probability == 1.0 else 1.0 / (1.0 - probability))
-    if implementation(x, bias) == "composite":
+    if chosen == "composite":
         return dropout_composite(x, bias, residual, mask, scale)
     return _DropoutAdd.apply(x, None if bias is None else bias.to(x.dtype), residual, mask, scale)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 
 
 def embedding_grad(
@@ -34,7 +35,15 @@ def embedding_grad(
         _, inverse, counts = flat.unique(return_inverse=True, return_counts=True)
         scale = (1.0 / counts.float())[inverse].contiguous()
     rows = grad.reshape(-1, hidden).contiguous()
-    if implementation(grad, out) == "composite":
+    chosen = choose("embedding_grad", grad, out)
+    if chosen == "ascend":
+        inside = (flat >= 0) & (flat < table_rows)
+        rows = rows * inside.unsqueeze(-1)
+        if scale is not None:
+            rows = rows * scale.to(rows.dtype).unsqueeze(-1)
+        table = on_mindspore("embedding_grad", rows, flat * inside, table_rows, padding_idx)
+        return table if out is None else out.add_(table)
+    if chosen == "composite":
         return _embedding_grad_composite(rows, flat, table_rows, padding_idx, scale, out)
     table = torch.zeros(table_rows, hidden, dtype=grad.dtype, device=grad.device) if out is None else out
     launch(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from mindspeed_ms.kernels import matmul
 from mindspeed_ms.kernels.backend import counted, implementation
+from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
 
 
@@ -29,6 +31,12 @@ def grouped_matmul(
         )
     if not len(weights):
         raise ValueError("grouped_matmul: no groups")
+    refusal = None if x.dtype == weights[0].dtype else "rows and matrices have different dtypes"
+    if choose("grouped_matmul", x, *weights, refusal=refusal) == "ascend":
+        # The operator takes one tensor of all matrices; Transformer Engine's layers hold them apart.
+        matrices = weights if isinstance(weights, torch.Tensor) else torch.stack(tuple(weights))
+        ends = torch.tensor(list(itertools.accumulate(counts)), dtype=torch.int64, device=x.device)
+        return on_mindspore("grouped_matmul", x, matrices, ends, turned=turned)
     if not _direct(x, weights[0]):
         parts = torch.split(x, list(counts))
         return torch.cat([rows @ (w.t() if turned else w) for rows, w in zip(parts, weights, strict=True)])

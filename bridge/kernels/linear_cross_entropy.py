@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
-from mindspeed_ms.kernels.cross_entropy import cross_entropy_composite
+from mindspeed_ms.kernels.cross_entropy import vocab_parallel_cross_entropy
 from mindspeed_ms.kernels.weight_gradient import accumulate_weight_gradient
 from torch.autograd.function import once_differentiable
 
@@ -33,11 +33,29 @@ def linear_cross_entropy(
             f"linear_cross_entropy: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and target "
             f"{tuple(target.shape)} do not fit"
         )
-    if implementation(hidden, weight) == "composite":
-        return cross_entropy_composite(hidden @ weight.t(), target, 0.0, group)
+    if implementation(hidden, weight) != "csrc":
+        if group is not None and group.size() > 1:
+            hidden = _WholeGradient.apply(hidden, group)
+        return vocab_parallel_cross_entropy(hidden @ weight.t(), target, 0.0, group)
     rows = max(1, chunk_bytes // max(1, weight.shape[0] * hidden.element_size()))
     flat = hidden.reshape(-1, hidden.shape[-1])
     return _LinearCrossEntropy.apply(flat, weight, target.reshape(-1), group, rows).reshape(target.shape)
+
+
+class _WholeGradient(torch.autograd.Function):
+    """hidden as it is; its gradient is summed over the ranks, each of which knows some of the vocabulary."""
+
+    @staticmethod
+    def forward(ctx, hidden, group):
+        ctx.group = group
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad, group=ctx.group)
+        return grad, None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
 
 
@@ -78,7 +79,12 @@ def _norm(x, weight, bias, eps, zero_centered, residual, center):
         )
     if bias is not None and weight is not None and weight.dtype != bias.dtype:
         bias = bias.to(weight.dtype)
-    if implementation(x, weight, bias) == "composite":
+    kernel = "layer_norm" if center else "rms_norm"
+    chosen = choose(kernel, x, weight, bias)
+    if chosen == "ascend":
+        parameters = (weight, bias) if center else (weight,)
+        return on_mindspore(kernel, x, *parameters, eps, zero_centered=zero_centered, residual=residual)
+    if chosen == "composite":
         return norm_composite(x, weight, bias, eps, zero_centered, residual, center)
     return _Norm.apply(x, weight, bias, eps, zero_centered, residual, center)
 

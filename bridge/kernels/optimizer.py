@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.distributed as dist
 from mindspeed_ms.kernels.backend import DTYPE_CODES, implementation, launch
+from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 
 Tensors = Sequence[torch.Tensor]
 
@@ -39,6 +40,19 @@ def adam_step(
     """
     if step < 1:
         raise ValueError(f"adam_step: step counts from 1, got {step}")
+    state = (*params, *exp_avgs, *exp_avg_sqs)
+    plain = decoupled and bias_correction and all(t.dtype == torch.float32 for t in state)
+    dense = all(t.is_contiguous() for t in state)
+    refusal = None if plain and dense else "AdamW updates contiguous float32 tensors, with bias correction"
+    if params and choose("adam_step", *state, *grads, refusal=refusal) == "ascend":
+        counter = torch.tensor([step - 1], dtype=torch.float32, device=params[0].device)
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        for p, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
+            g = g.float() if grad_scale == 1.0 else g.float() * grad_scale
+            on_mindspore("adam_step", p, g, m, v, counter, **options)
+        for copy, p in zip(copies, params, strict=bool(copies)):
+            copy.copy_(p)
+        return
     correction1 = 1.0 - betas[0] ** step if bias_correction else 1.0
     correction2 = 1.0 - betas[1] ** step if bias_correction else 1.0
     for native_part, columns in _groups(
@@ -96,6 +110,7 @@ def sgd_step(
 
     `first` sets the momentum buffers to the gradient, as torch does when it creates them.
     """
+    choose("sgd_step", *params, *grads)
     if momentum and len(momentum_buffers) != len(params):
         raise ValueError(f"sgd_step: momentum needs {len(params)} buffers, got {len(momentum_buffers)}")
     if not momentum:
@@ -140,6 +155,7 @@ def multi_scale(
     nothing. Returns (found_inf, l2 norm of input * scale per tensor, empty unless want_norms); this is
     multi_tensor_scale, multi_tensor_unscale_l2norm and found-inf of apex / Transformer Engine in one.
     """
+    choose("multi_scale", *inputs)
     found = False
     norms = [0.0] * len(inputs) if want_norms else []
     for native_part, columns, positions in _groups_at("multi_scale", (inputs, outputs), fp32=()):
@@ -172,6 +188,9 @@ def multi_scale(
 
 def l2_norm(tensors: Tensors) -> float:
     """Euclidean norm of all elements together (multi_tensor_l2norm); 0 for an empty list."""
+    if tensors and choose("l2_norm", *tensors) == "ascend":
+        norms = torch.stack([on_mindspore("l2_norm", t.reshape(-1).float()) for t in tensors])
+        return on_mindspore("l2_norm", norms).item()
     _, norms = multi_scale(tensors, 1.0, want_norms=True)
     return math.sqrt(sum(n * n for n in norms))
 

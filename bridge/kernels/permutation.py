@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
+from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
 
 
@@ -56,7 +57,10 @@ def _permutation_composite(marks, capacity, wanted):
 
 def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """x[index] for x (n, ...) and int64 index (rows,): (rows, ...). Its gradient sums in fp32, in order."""
-    if implementation(x) == "composite":
+    chosen = choose("gather_rows", x)
+    if chosen == "ascend":
+        return on_mindspore("gather_rows", x, index)
+    if chosen == "composite":
         return x.index_select(0, index)
     return _Gather.apply(x, index)
 
@@ -74,7 +78,10 @@ def combine_rows(
             f"combine_rows: index {tuple(index.shape)} and weights "
             f"{None if weights is None else tuple(weights.shape)} do not fit x {tuple(x.shape)}"
         )
-    if implementation(x, weights) == "composite":
+    chosen = choose("combine_rows", x, weights)
+    if chosen == "ascend":
+        return on_mindspore("combine_rows", x, index, into, weights)
+    if chosen == "composite":
         wide = x if x.dtype == torch.float64 else x.float()
         rows = wide if weights is None else wide * weights.unsqueeze(-1)
         return rows.new_zeros(into, x.shape[1]).index_add(0, index, rows).to(x.dtype)

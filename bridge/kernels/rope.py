@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -57,10 +58,18 @@ def rope(
         raise ValueError(f"rope: positions {tuple(positions.shape)} do not fit x {tuple(x.shape)}")
     if positions is None and freqs.shape[0] != x.shape[0]:
         freqs = freqs[: x.shape[0]]
-    if implementation(x, freqs) == "composite":  # float64 keeps the angles' own precision
+    chosen = choose("rope", x, freqs, refusal=_unfit(x, freqs))
+    if chosen == "composite":  # float64 keeps the angles' own precision
         return rope_composite(x, _rows(freqs, positions), layout, mscale=mscale)
     cos, sin = (_rows(table, positions) for table in _cos_sin(freqs, mscale))
+    if chosen == "ascend":
+        return on_mindspore("rope", x, cos, sin, layout)
     return _Rope.apply(x, cos, sin, LAYOUTS[layout], False)
+
+
+def _unfit(x: torch.Tensor, table: torch.Tensor) -> str | None:
+    """Why rotary_position_embedding does not take these angles."""
+    return None if table.shape[1] == 1 else "the operator takes the same angles for the whole batch"
 
 
 def rope_composite(
@@ -144,9 +153,12 @@ def _rows(table: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
 
 
 def _latent_turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    if implementation(x) == "composite":
+    chosen = choose("rope", x, refusal=_unfit(x, cos))
+    if chosen == "composite":
         return _turn_composite(x, cos[: x.shape[0]], sin[: x.shape[0]], "to_half")
     cos, sin = (table[: x.shape[0]].detach().float().contiguous() for table in (cos, sin))
+    if chosen == "ascend":
+        return on_mindspore("rope", x, cos, sin, "to_half")
     return _Rope.apply(x, cos, sin, LAYOUTS["to_half"], False)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
 
 #: (score function, softmax before the choice) -> code of csrc/kernels/moe.inl.
@@ -39,7 +40,20 @@ def topk_router(
         raise ValueError("topk_router: expert_bias goes with sigmoid scores")
     bias = None if expert_bias is None else expert_bias.detach().float().contiguous()
     options = (code, False, topk, groups or 0, group_topk or 0, float(scaling_factor or 1.0))
-    if implementation(logits) == "composite":
+    chosen = choose("topk_router", logits)
+    if chosen == "ascend":
+        return on_mindspore(
+            "topk_router",
+            logits,
+            topk,
+            score_function=score_function,
+            pre_softmax=pre_softmax,
+            groups=groups,
+            group_topk=group_topk,
+            scaling_factor=scaling_factor,
+            expert_bias=bias,
+        )
+    if chosen == "composite":
         return router_composite(logits, bias, *options)
     return _Router.apply(logits, bias, *options)
 
@@ -54,7 +68,7 @@ def auxiliary_scores(
     """
     code = _check(logits, topk, score_function, True, None, None)
     options = (code, True, topk, 0, 0, 1.0)
-    if implementation(logits) == "composite":
+    if choose("auxiliary_scores", logits) == "composite":
         scores, chosen = router_composite(logits, None, *options)
     else:
         scores, chosen = _Router.apply(logits, None, *options)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
 
 #: Score of a masked column, as Megatron's attention_mask_func: a fully masked row becomes uniform, not NaN.
@@ -22,7 +23,10 @@ def scaled_softmax(
     """
     if mask is not None:
         mask = _four_dimensional(mask, x)
-    if implementation(x) == "composite":
+    chosen = choose("scaled_softmax", x)
+    if chosen == "ascend":
+        return on_mindspore("scaled_softmax", x, mask, scale, causal=causal)
+    if chosen == "composite":
         return softmax_composite(x, mask, scale, causal=causal)
     return _ScaledSoftmax.apply(x, mask, float(scale), causal)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from mindspeed_ms.kernels import matmul
 from mindspeed_ms.kernels.backend import counted, implementation
+from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from mindspeed_ms.ops import routes
 
 
@@ -31,7 +32,12 @@ def accumulate_weight_gradient(
     """
     rows = grad_output.reshape(-1, grad_output.shape[-1])
     columns = input.reshape(-1, input.shape[-1])
-    if _direct(rows, columns, main_grad):
+    wide = main_grad.dtype == torch.float32 and main_grad.is_contiguous()
+    fits = wide and rows.dtype == columns.dtype != torch.float32
+    refusal = None if fits else "the operator adds 16-bit products to contiguous float32"
+    if choose("accumulate_weight_gradient", rows, columns, main_grad, refusal=refusal) == "ascend":
+        on_mindspore("accumulate_weight_gradient", columns, rows, main_grad)
+    elif _direct(rows, columns, main_grad):
         with counted("weight_gradient", rows):
             matmul.multiply_into(main_grad, rows.t(), columns, beta=1.0)
     elif rows.dtype == main_grad.dtype:

@@ -100,10 +100,11 @@ void bind_coverage(py::module_& m) {
   struct Token {
     std::unique_ptr<Timed> timed;
   };
-  py::class_<Token>(m, "Timed", "Context manager that counts its body as one call of a csrc kernel.")
-      .def(py::init([](const std::string& name, at::ScalarType dtype) {
-             return Token{std::make_unique<Timed>(counters_of(name), Route::Csrc, dtype)};
-           }), py::arg("name"), py::arg("dtype"))
+  py::class_<Token>(m, "Timed", "Context manager that counts its body as one call of a kernel of ours.")
+      .def(py::init([](const std::string& name, at::ScalarType dtype, bool on_mindspore) {
+             const Route route = on_mindspore ? Route::MindSpore : Route::Csrc;
+             return Token{std::make_unique<Timed>(counters_of(name), route, dtype)};
+           }), py::arg("name"), py::arg("dtype"), py::arg("on_mindspore") = false)
       .def("__enter__", [](py::object self) { return self; })
       .def("__exit__", [](Token& t, const py::args&) { t.timed.reset(); });
 }

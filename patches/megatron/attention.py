@@ -34,7 +34,7 @@ def forward(
 
     refused = attention_bias is not None or packed_seq_params is not None
     backend = getattr(getattr(self.config, "attention_backend", None), "name", "auto")
-    refused |= backend == "unfused" or implementation(query, key, value) != "csrc"
+    refused |= backend == "unfused" or implementation(query, key, value) == "composite"
     if refused or routes.current_route() == "host":
         return original(
             self, query, key, value, attention_mask, attn_mask_type, attention_bias, packed_seq_params

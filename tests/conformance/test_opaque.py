@@ -14,7 +14,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = ("tests/conformance/test_aliasing.py", "tests/unit/test_device.py")
+CORE = (
+    "tests/conformance/test_aliasing.py",
+    "tests/unit/test_device.py",
+    "tests/unit/test_kernels_dispatch.py",
+)
 
 READ_BEHIND_THE_TENSOR = """
 import ctypes, torch, mindspeed_ms.patch

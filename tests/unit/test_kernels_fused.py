@@ -228,35 +228,43 @@ def test_cross_entropy_reusing_the_logits():
     assert torch.equal(own.detach(), leaf.grad)
 
 
-def _cross_entropy_rank(rank: int, ranks: int, port: int, logits, target, smoothing: float, results) -> None:
+def _cross_entropy_rank(rank: int, ranks: int, port: int, hidden, weight, target, results) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
-    shard = logits.chunk(ranks, dim=-1)[rank].clone().requires_grad_()
     group = torch.distributed.group.WORLD
-    loss = kernels.vocab_parallel_cross_entropy(shard, target, smoothing, group)
+    shard = weight.chunk(ranks)[rank].clone()
+    logits = (hidden @ shard.t()).requires_grad_()
+    kernels.vocab_parallel_cross_entropy(logits, target, group=group).sum().backward()
+    hidden, shard = hidden.clone().requires_grad_(), shard.requires_grad_()
+    loss = kernels.linear_cross_entropy(hidden, shard, target, group)
     loss.sum().backward()
-    results[rank] = (loss.detach(), shard.grad)
+    results[rank] = (loss.detach(), logits.grad, hidden.grad, shard.grad)
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.distributed
-def test_cross_entropy_over_two_ranks():
-    logits, target = torch.randn(4, 3, 64), torch.randint(0, 64, (4, 3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["kernel", "composite"])
+def test_cross_entropy_over_two_ranks(dtype):
+    hidden, weight = torch.randn(4, 3, 16, dtype=dtype), torch.randn(64, 16, dtype=dtype)
+    target = torch.randint(0, 64, (4, 3))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_cross_entropy_rank, (2, port, logits, target, 0.0, results), nprocs=2)
-        parts = [results[r] for r in range(2)]
-    exact = logits.double().requires_grad_()
-    expected = cross_entropy_composite(exact, target)
+        mp.spawn(_cross_entropy_rank, (2, port, hidden, weight, target, results), nprocs=2)
+        losses, logit_grads, hidden_grads, weight_grads = zip(*(results[r] for r in range(2)), strict=True)
+    x, w = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    logits = x @ w.t()
+    logits.retain_grad()
+    expected = cross_entropy_composite(logits, target)
     expected.sum().backward()
-    for loss, _ in parts:
-        torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=1e-6)
-    grad = torch.cat([g for _, g in parts], dim=-1)
-    torch.testing.assert_close(grad.double(), exact.grad, rtol=1e-6, atol=1e-7)
+    for loss, grad in zip(losses, hidden_grads, strict=True):  # each rank has the whole of these
+        torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(grad.double(), x.grad, rtol=1e-5, atol=1e-5)
+    for parts, whole, dim in ((logit_grads, logits.grad, -1), (weight_grads, w.grad, 0)):
+        torch.testing.assert_close(torch.cat(parts, dim).double(), whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ISAS)
