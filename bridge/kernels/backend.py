@@ -126,7 +126,7 @@ def isa() -> str:
 
 
 def best_isa() -> str:
-    """Name of the best instruction set of this CPU."""
+    """Name of the fastest instruction set of this CPU."""
     return _native.best_isa()
 
 

@@ -101,14 +101,28 @@ MSK_INLINE vf sqrt(vf x) {
 
 // ---- loads and stores: fp32, bf16, fp16 in memory, always fp32 in registers -----------------------------
 
-MSK_INLINE vf widen_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+// By intrinsics: GCC 12 splits the generic conversions into quarters.
+MSK_INLINE vf widen_bf16(vh h) {
+#if MSK_AVX512
+  return (vf)((vu)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)h) << 16);
+#elif MSK_AVX2
+  return (vf)((vu)_mm256_cvtepu16_epi32((__m128i)h) << 16);
+#else
+  return (vf)(__builtin_convertvector(h, vu) << 16);
+#endif
+}
 
 // Round to nearest even; NaN becomes the quiet NaN 0x7fc0, like torch's conversion.
 MSK_INLINE vh narrow_bf16(vf x) {
   const vu u = (vu)x;
   const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const vu nan = vu{} + 0x7fc0u;
-  return __builtin_convertvector((x != x) ? nan : rounded, vh);
+  const vu half = (x != x) ? nan : rounded;
+#if MSK_AVX512
+  return (vh)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)half);
+#else
+  return __builtin_convertvector(half, vh);
+#endif
 }
 
 MSK_INLINE vf widen_f16(vh h) {

@@ -42,6 +42,10 @@ THREADS = 2
 BANDWIDTH = 0.8
 SECONDS = 3.0
 """How long a case is timed, at least three pairs."""
+TURN = 0.04
+"""Seconds that a turn of both sides lasts, where one call of each is shorter."""
+REST = 0.003
+"""Seconds after which the threads of the other side sleep."""
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
@@ -123,11 +127,16 @@ def measure(case: Case, repeats: int, with_compiled: bool, with_errors: bool) ->
     """The row of a case."""
     ours = runner(case.ours, [x.to("npu") for x in case.inputs], case.differentiate)
     theirs = runner(case.theirs, case.inputs, case.differentiate)
-    pair = best_of(theirs, 1) + best_of(ours, 1)  # the slowest pairs are timed three times only
-    repeats = max(3, min(repeats, int(SECONDS / pair)))
-    times = paired(theirs, ours, repeats, warmup=1)
+    pair = best_of(theirs, 2) + best_of(ours, 2)  # the slowest pairs are timed three times only
+    timing = {
+        "repeats": max(3, min(repeats, int(SECONDS / pair))),
+        "inner": max(1, int(TURN / pair)),
+        "warmup": 1,
+        "rest": REST,
+    }
+    times = paired(theirs, ours, **timing)
     stream = Stream(case.bytes)
-    over_stream = paired(stream.run, ours, repeats, warmup=1).ratio
+    over_stream = paired(stream.run, ours, **timing).ratio
     row = {
         "ours ms": times.second * 1e3,
         "torch ms": times.first * 1e3,
@@ -141,7 +150,7 @@ def measure(case: Case, repeats: int, with_compiled: bool, with_errors: bool) ->
         row |= errors(case, ours, theirs)
     if with_compiled and case.differentiate:
         compiled = runner(torch.compile(case.theirs, dynamic=False), case.inputs, True)
-        row["over compiled"] = paired(compiled, ours, repeats, warmup=2).ratio
+        row["over compiled"] = paired(compiled, ours, **timing).ratio
     return row
 
 

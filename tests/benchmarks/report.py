@@ -83,16 +83,22 @@ def paired(
     repeats: int = 21,
     inner: int = 1,
     warmup: int = 3,
+    rest: float = 0.0,
 ) -> Paired:
     """Times `first` and `second` alternately, so that a change in the machine's load meets both.
 
     `inner` calls make one timed turn (use it when a call takes microseconds); `repeats` turns of each are
     taken after `warmup` untimed ones. The order within a pair alternates. Times are seconds per call.
+    `rest` > 0: every turn starts with so many seconds of sleep and an untimed call, where one side's worker
+    threads still spin when the other's turn comes (OpenMP's wait some milliseconds for the next region).
     """
     if repeats < 3 or inner < 1:
         raise ValueError(f"paired needs repeats >= 3 and inner >= 1, got {repeats} and {inner}")
 
     def turn(function: Callable[[], Any]) -> float:
+        if rest:
+            time.sleep(rest)
+            function()
         start = time.perf_counter()
         for _ in range(inner):
             function()
