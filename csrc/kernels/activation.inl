@@ -6,37 +6,46 @@ struct Slope {
   vf value, slope;
 };
 
-// The logistic function of z from e = exp(-z), and its complement without the cancellation of 1 - value.
+// An activation x * s with a logistic s = 1 / (1 + e), and its slope. The bounds of the structs below keep e
+// finite and within exp_for's range; an input below them counts as the bound: its value is below 1e-33
+// anyway.
+template <class T>
 struct Logistic {
-  vf value, complement;
+  vf e, value;
+  explicit MSK_INLINE Logistic(vf minus_z) : e(exp_for<T>(minus_z)), value(reciprocal(1.0f + e)) {}
+  // 1 - value without its cancellation.
+  MSK_INLINE vf complement() const { return e * value; }
 };
-MSK_INLINE Logistic logistic(vf minus_z) {
-  const vf e = exp(minus_z);
-  const vf value = reciprocal(1.0f + e);
-  // The bound turns inf * 0 into the 0 * 1 it stands for.
-  return {value, at_most(e, splat(1e38f)) * value};
-}
 
 // x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form of GELU without its cancellation.
 struct GeluTanh {
   static constexpr float kTwoRoot = 1.5957691216057308f;
   static constexpr float kCubic = 0.044715f;
-  // Beyond 16 the sigmoid is exactly 0 or 1; the bound keeps x^3 finite.
-  static MSK_INLINE vf clip(vf x) { return at_most(at_least(x, splat(-16.0f)), splat(16.0f)); }
+  static constexpr float kBound = 9.6f;  // exp(2u) = 1e34
   static MSK_INLINE vf minus_two_u(vf c) {
     return c * fma(c * c, splat(-kTwoRoot * kCubic), splat(-kTwoRoot));
   }
-  static MSK_INLINE vf value(vf x) { return x * reciprocal(1.0f + exp(minus_two_u(clip(x)))); }
+  template <class T>
+  static MSK_INLINE vf value(vf x) {
+    x = at_least(x, splat(-kBound));
+    return x * Logistic<T>(minus_two_u(at_most(x, splat(kBound)))).value;
+  }
+  template <class T>
   static MSK_INLINE Slope slope(vf x) {
-    const vf c = clip(x);
-    const Logistic s = logistic(minus_two_u(c));
+    x = at_least(x, splat(-kBound));
+    const vf c = at_most(x, splat(kBound));
+    const Logistic<T> s(minus_two_u(c));
     const vf inner = fma(c * c, splat(3.0f * kTwoRoot * kCubic), splat(kTwoRoot));
-    return {x * s.value, fma(c * s.value * s.complement, inner, s.value)};
+    return {x * s.value, fma(c * s.value * s.complement(), inner, s.value)};
   }
 };
 
 struct GeluErf {
-  static MSK_INLINE vf value(vf x) { return x * normal_cdf(x); }
+  template <class T>
+  static MSK_INLINE vf value(vf x) {
+    return x * normal_cdf(x);
+  }
+  template <class T>
   static MSK_INLINE Slope slope(vf x) {
     const vf cdf = normal_cdf(x);
     const vf c = at_most(at_least(x, splat(-16.0f)), splat(16.0f));
@@ -48,13 +57,18 @@ struct GeluErf {
 template <int kAThousandth>
 struct Swish {
   static constexpr float kA = kAThousandth * 1e-3f;
-  // For x below -88 the exponential is infinite and the value -0, as it should be, but x = -inf gives NaN.
-  static MSK_INLINE vf value(vf x) { return x * reciprocal(1.0f + exp(-kA * x)); }
+  static constexpr float kBound = 80.0f / kA;
+  template <class T>
+  static MSK_INLINE vf value(vf x) {
+    x = at_least(x, splat(-kBound));
+    return x * Logistic<T>(-kA * at_most(x, splat(kBound))).value;
+  }
+  template <class T>
   static MSK_INLINE Slope slope(vf x) {
-    const Logistic s = logistic(-kA * x);
-    // The bound keeps inf * 0 out of the slope; the complement is 0 there.
-    const vf c = at_most(at_least(x, splat(-128.0f)), splat(128.0f));
-    return {x * s.value, fma(kA * c * s.value, s.complement, s.value)};
+    x = at_least(x, splat(-kBound));
+    const vf c = at_most(x, splat(kBound));
+    const Logistic<T> s(-kA * c);
+    return {x * s.value, fma(kA * c * s.value, s.complement(), s.value)};
   }
 };
 using QuickGelu = Swish<1702>;
@@ -62,8 +76,14 @@ using Silu = Swish<1000>;
 
 struct SquaredRelu {
   static MSK_INLINE vf positive(vf x) { return x < 0.0f ? vf{} : x; }
-  static MSK_INLINE vf value(vf x) { return positive(x) * positive(x); }
-  static MSK_INLINE Slope slope(vf x) { return {value(x), 2.0f * positive(x)}; }
+  template <class T>
+  static MSK_INLINE vf value(vf x) {
+    return positive(x) * positive(x);
+  }
+  template <class T>
+  static MSK_INLINE Slope slope(vf x) {
+    return {value<T>(x), 2.0f * positive(x)};
+  }
 };
 
 // Codes shared with mindspeed_ms.kernels.activation.ACTIVATIONS.
@@ -135,7 +155,7 @@ inline void activation_forward(int activation, Ptr x, Ptr bias, Ptr y, std::int6
         each_vector(width, [&](std::int64_t i, auto n) {
           vf v = load(in + i, n);
           if (add) v += load(add + i, n);
-          put(out + i, act.value(v), n, past_cache);
+          put(out + i, act.template value<T>(v), n, past_cache);
         });
         if (past_cache) stream_fence();
       });
@@ -161,7 +181,7 @@ inline void activation_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr dx,
         each_vector(width, [&](std::int64_t i, auto n) {
           vf v = load(as<const T>(x) + at + i, n);
           if (add) v += load(add + i, n);
-          const vf d = load(as<const T>(dy) + at + i, n) * act.slope(v).slope;
+          const vf d = load(as<const T>(dy) + at + i, n) * act.template slope<T>(v).slope;
           put(as<T>(dx) + at + i, d, n, past_cache);
           if (sums) store(sums + i, load(sums + i, n) + d, n);
         });
@@ -175,9 +195,14 @@ inline void activation_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr dx,
       const RowParts split = split_rows(rows, cols, 2 * cols * static_cast<std::int64_t>(sizeof(T)));
       ColumnSums bias_sums(split, true);
       parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t r = begin; r < end; ++r) {
-          tile(r, 0, cols, bias_sums.group(begin));
-          bias_sums.end_row(begin, r, end);
+        // Columns in tiles whose sums and biases stay in the first-level cache.
+        constexpr std::int64_t kWidth = 2048;
+        for (std::int64_t first = 0; first < cols; first += kWidth) {
+          const std::int64_t width = std::min(kWidth, cols - first);
+          for (std::int64_t r = begin; r < end; ++r) {
+            tile(r, first, width, bias_sums.group(begin) + first);
+            bias_sums.end_row(begin, r, end, first, width);
+          }
         }
       });
       bias_sums.finish(as<float>(dbias));
@@ -189,12 +214,46 @@ inline void activation_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr dx,
 // only; infinity switches the clamp off.
 struct Gating {
   float linear_offset, clamp;
+  bool nothing() const { return linear_offset == 0.0f && clamp == std::numeric_limits<float>::infinity(); }
 };
 
-MSK_INLINE vf clamp_gate(vf x, const Gating& g) { return at_most(x, splat(g.clamp)); }
-MSK_INLINE vf clamp_linear(vf x, const Gating& g) {
-  return at_least(at_most(x, splat(g.clamp)), splat(-g.clamp));
-}
+// What a row of a gated unit is made of. kPlain: no bias, clamp or offset, the usual SwiGLU.
+template <class T, bool kPlain>
+struct GatedRow {
+  const T *gate, *linear;
+  const float *gate_bias, *linear_bias;  // null without a bias
+  Gating gating;
+
+  struct Parts {
+    vf gate, linear;  // before the clamp
+  };
+  template <class Lanes>
+  MSK_INLINE Parts at(std::int64_t i, Lanes n) const {
+    Parts parts{load(gate + i, n), load(linear + i, n)};
+    if (!kPlain && gate_bias) {
+      parts.gate += load(gate_bias + i, n);
+      parts.linear += load(linear_bias + i, n);
+    }
+    return parts;
+  }
+  MSK_INLINE vf clamped_gate(vf x) const {
+    if constexpr (kPlain) return x;
+    return at_most(x, splat(gating.clamp));
+  }
+  MSK_INLINE vf clamped_linear(vf x) const {
+    if constexpr (kPlain) return x;
+    return at_least(at_most(x, splat(gating.clamp)), splat(-gating.clamp)) + gating.linear_offset;
+  }
+  // A gradient, 0 where the clamp holds.
+  MSK_INLINE vf gate_gradient(vf x, vf d) const {
+    if constexpr (kPlain) return d;
+    return x > gating.clamp ? vf{} : d;
+  }
+  MSK_INLINE vf linear_gradient(vf x, vf d) const {
+    if constexpr (kPlain) return d;
+    return abs(x) > gating.clamp ? vf{} : d;
+  }
+};
 
 // y = act(gate) * (linear + offset) * weight[row]; x: (rows, 2 * half) holds gate and linear side by side,
 // y: (rows, half), weights: fp32 (rows), may be absent.
@@ -207,23 +266,21 @@ inline void glu_forward(int activation, Ptr x, Ptr bias, Ptr weights, Ptr y, std
     const auto bytes = half * static_cast<std::int64_t>(sizeof(T));
     const bool past_cache = should_stream(rows * bytes);
     visit_activation(activation, [&](auto act) {
-      parallel_tiles(rows, half, 2 * sizeof(T), [&](std::int64_t r, std::int64_t first, std::int64_t width) {
-        const T* gate = as<const T>(x) + r * 2 * half + first;
-        const T* linear = gate + half;
-        T* out = as<T>(y) + r * half + first;
-        const float* gate_bias = bias ? b.data() + first : nullptr;
-        const float weight = weights ? as<const float>(weights)[r] : 1.0f;
-        each_vector(width, [&](std::int64_t i, auto n) {
-          vf g = load(gate + i, n);
-          vf l = load(linear + i, n);
-          if (gate_bias) {
-            g += load(gate_bias + i, n);
-            l += load(gate_bias + half + i, n);
-          }
-          const vf v = act.value(clamp_gate(g, gating)) * (clamp_linear(l, gating) + gating.linear_offset);
-          put(out + i, v * weight, n, past_cache);
-        });
-        if (past_cache) stream_fence();
+      choose(!bias && gating.nothing(), [&](auto plain) {
+        parallel_tiles(
+            rows, half, 2 * sizeof(T), [&](std::int64_t r, std::int64_t first, std::int64_t width) {
+              const T* in = as<const T>(x) + r * 2 * half + first;
+              const float* add = bias ? b.data() + first : nullptr;
+              const GatedRow<T, plain.value> row{in, in + half, add, add ? add + half : nullptr, gating};
+              T* out = as<T>(y) + r * half + first;
+              const float weight = weights ? as<const float>(weights)[r] : 1.0f;
+              each_vector(width, [&](std::int64_t i, auto n) {
+                const auto [g, l] = row.at(i, n);
+                const vf v = act.template value<T>(row.clamped_gate(g)) * row.clamped_linear(l);
+                put(out + i, v * weight, n, past_cache);
+              });
+              if (past_cache) stream_fence();
+            });
       });
     });
   });
@@ -243,39 +300,38 @@ inline void glu_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr weights, P
     const RowParts split = split_rows(rows, 2 * half, 5 * bytes);
     ColumnSums bias_sums(split, dbias != 0);
     visit_activation(activation, [&](auto act) {
-      parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
-        float* sums = bias_sums.group(begin);
-        for (std::int64_t r = begin; r < end; ++r) {
-          const T* gate = as<const T>(x) + r * 2 * half;
-          const T* grad = as<const T>(dy) + r * half;
-          T* out = as<T>(dx) + r * 2 * half;
-          const float weight = weights ? as<const float>(weights)[r] : 1.0f;
-          vf along{};
-          each_vector(half, [&](std::int64_t i, auto n) {
-            vf g = load(gate + i, n);
-            vf l = load(gate + half + i, n);
-            if (bias) {
-              g += load(b.data() + i, n);
-              l += load(b.data() + half + i, n);
-            }
-            const Slope a = act.slope(clamp_gate(g, gating));
-            const vf linear = clamp_linear(l, gating) + gating.linear_offset;
-            const vf d = load(grad + i, n);
-            along = fma(fill_rest(d, 0.0f, n), fill_rest(a.value * linear, 0.0f, n), along);
-            const vf dw = d * weight;
-            const vf dgate = g > gating.clamp ? vf{} : dw * a.slope * linear;
-            const vf dlinear = abs(l) > gating.clamp ? vf{} : dw * a.value;
-            put(out + i, dgate, n, past_cache);
-            put(out + half + i, dlinear, n, past_cache);
-            if (sums) {
-              store(sums + i, load(sums + i, n) + dgate, n);
-              store(sums + half + i, load(sums + half + i, n) + dlinear, n);
-            }
-          });
-          bias_sums.end_row(begin, r, end);
-          if (dweights) as<float>(dweights)[r] = hsum(along);
-        }
-        if (past_cache) stream_fence();
+      choose(!bias && gating.nothing(), [&](auto plain) {
+        parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
+          float* sums = bias_sums.group(begin);
+          for (std::int64_t r = begin; r < end; ++r) {
+            const T* in = as<const T>(x) + r * 2 * half;
+            const float* add = bias ? b.data() : nullptr;
+            const GatedRow<T, plain.value> row{in, in + half, add, add ? add + half : nullptr, gating};
+            const T* grad = as<const T>(dy) + r * half;
+            T* out = as<T>(dx) + r * 2 * half;
+            const float weight = weights ? as<const float>(weights)[r] : 1.0f;
+            vf along{};
+            each_vector(half, [&](std::int64_t i, auto n) {
+              const auto [g, l] = row.at(i, n);
+              const Slope a = act.template slope<T>(row.clamped_gate(g));
+              const vf linear = row.clamped_linear(l);
+              vf d = load(grad + i, n);
+              if (dweights) along = fma(fill_rest(d, 0.0f, n), fill_rest(a.value * linear, 0.0f, n), along);
+              d *= weight;
+              const vf dgate = row.gate_gradient(g, d * a.slope * linear);
+              const vf dlinear = row.linear_gradient(l, d * a.value);
+              put(out + i, dgate, n, past_cache);
+              put(out + half + i, dlinear, n, past_cache);
+              if (!plain.value && sums) {
+                store(sums + i, load(sums + i, n) + dgate, n);
+                store(sums + half + i, load(sums + half + i, n) + dlinear, n);
+              }
+            });
+            bias_sums.end_row(begin, r, end);
+            if (dweights) as<float>(dweights)[r] = hsum(along);
+          }
+          if (past_cache) stream_fence();
+        });
       });
     });
     bias_sums.finish(as<float>(dbias));

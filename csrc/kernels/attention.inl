@@ -9,35 +9,6 @@ inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 MSK_INLINE std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
-// 2^x, relative error below 1e-7: minimax polynomial of degree 6 on [-1/2, 1/2]. NaN is kept, below 2^-150
-// the result is 0, without the time that an underflow takes.
-MSK_INLINE vf exp2(vf x) {
-  const auto vanishes = x < -150.0f;
-  x = at_most(vanishes ? vf{} : x, splat(128.0f));
-  const vf n = round_even(x);
-  const vf f = x - n;
-  vf p = splat(1.5345810970757157e-4f);
-  p = fma(p, f, splat(1.3399930903688073e-3f));
-  p = fma(p, f, splat(9.618489071726799e-3f));
-  p = fma(p, f, splat(5.550328642129898e-2f));
-  p = fma(p, f, splat(2.4022646248340607e-1f));
-  p = fma(p, f, splat(6.931471824645996e-1f));
-  p = fma(p, f, splat(1.0f));
-  return vanishes ? vf{} : scale_2n(p, n);
-}
-
-MSK_INLINE vf vector_max(vf a, vf b) { return a > b ? a : b; }
-
-MSK_INLINE float lane_max(vf x) {
-#if MSK_AVX512
-  return _mm512_reduce_max_ps(x);
-#else
-  float best = x[0];
-  for (int i = 1; i < kW; ++i) best = x[i] > best ? x[i] : best;
-  return best;
-#endif
-}
-
 MSK_INLINE vf lane_index() {
   vf index;
   for (int i = 0; i < kW; ++i) index[i] = static_cast<float>(i);
@@ -73,7 +44,6 @@ struct Carver {
 };
 
 // ---- visibility
-// ---------------------------------------------------------------------------------------------
 
 // Keys of [0, k_len) that query row `i` sees by the window.
 MSK_INLINE Span visible_keys(const AttentionProblem& p, const AttentionSequence& s, std::int64_t i) {
@@ -93,7 +63,6 @@ MSK_INLINE Span visible_block(const AttentionProblem& p, const AttentionSequence
 }
 
 // ---- dropout
-// ------------------------------------------------------------------------------------------------
 
 MSK_INLINE std::uint64_t mix64(std::uint64_t x) {  // splitmix64 (Steele et al. 2014)
   x += 0x9e3779b97f4a7c15ull;
@@ -139,7 +108,6 @@ MSK_INLINE std::uint64_t head_key(const AttentionProblem& p, std::int64_t sequen
 }
 
 // ---- scores
-// -------------------------------------------------------------------------------------------------
 
 // What turns a product q.k into a score.
 struct Scores {
@@ -217,7 +185,6 @@ MSK_INLINE void multiply_scores(const typename E::Word* left, Right<E> right, st
 }
 
 // ---- forward
-// ------------------------------------------------------------------------------------------------
 
 template <class E>
 struct ForwardBuffers {
@@ -260,7 +227,7 @@ MSK_INLINE void online_softmax(const AttentionProblem& p, const AttentionSequenc
       vf x = scores.value(load(row + c, Full{}));
       if (!plain) x = hide(x, c, own, hidden, index);
       store(row + c, x, Full{});
-      best = vector_max(x, best);
+      best = max_or_second(x, best);
     }
     const float before = b.top[r];
     const float peak = std::max(before, lane_max(best));
@@ -358,7 +325,6 @@ inline void forward_task(const AttentionProblem& p, std::int64_t sequence, std::
 }
 
 // ---- backward
-// -----------------------------------------------------------------------------------------------
 
 template <class E>
 struct BackwardBuffers {
@@ -559,7 +525,6 @@ inline void backward_head(const AttentionProblem& p, const BackwardViews& views,
 }
 
 // ---- entry points
-// -------------------------------------------------------------------------------------------
 
 // f(E{}, T{}) with the multiply-add words and storage type of the problem.
 template <class F>

@@ -24,12 +24,15 @@ class ColumnSums {
     return data_.empty() ? nullptr : data_.data() + begin / split_.block * 2 * split_.cols;
   }
 
-  // After row r of the part [begin, end).
+  // After row r of the part [begin, end), or after its columns [first, first + width).
   void end_row(std::int64_t begin, std::int64_t r, std::int64_t end) {
+    end_row(begin, r, end, 0, split_.cols);
+  }
+  void end_row(std::int64_t begin, std::int64_t r, std::int64_t end, std::int64_t first, std::int64_t width) {
     if (data_.empty() || ((r - begin + 1) % kGroup != 0 && r + 1 != end)) return;
-    float* from = group(begin);
+    float* from = group(begin) + first;
     float* to = from + split_.cols;
-    each_vector(split_.cols, [&](std::int64_t i, auto n) {
+    each_vector(width, [&](std::int64_t i, auto n) {
       store(to + i, load(to + i, n) + load(from + i, n), n);
       store(from + i, vf{}, n);
     });

@@ -29,8 +29,7 @@ inline void cross_entropy_max(Ptr logits, Ptr peak, std::int64_t rows, std::int6
 // vocabulary ids, the shard is [first, first + cols). `whole`: the shard is all there is, peak is found here,
 // while the row is in the cache.
 inline void cross_entropy_sums(Ptr logits, Ptr peak, Ptr target, Ptr sums, std::int64_t rows,
-                               std::int64_t cols, std::int64_t first, bool smoothing, bool whole,
-                               int dtype) {
+                               std::int64_t cols, std::int64_t first, bool smoothing, bool whole, int dtype) {
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
@@ -80,7 +79,7 @@ inline void cross_entropy_grad(Ptr logits, Ptr peak, Ptr sum, Ptr target, Ptr gr
           const float hit =
               here ? std::exp(load1(row + id) - shift) * inverse - static_cast<float>(on) - rest : 0.0f;
           each_vector(cols, [&](std::int64_t i, auto n) {
-            put(out + i, g * (exp(load(row + i, n) - shift) * inverse - rest), n, past_cache);
+            put(out + i, g * (exp_for<Out>(load(row + i, n) - shift) * inverse - rest), n, past_cache);
           });
           if (past_cache) stream_fence();
           if (here) store1(out + id, g * hit);

@@ -1,8 +1,8 @@
 // Matrix products by the GEMM of oneDNN that MindSpore ships (libdnnl), with our pool as its threads.
 //
-// MindSpore's own MatMul ends in the same code, but only in float32, into fresh memory, on threads of its own.
-// Called directly it reads transposed operands in place, accumulates into existing memory, and takes 16-bit
-// types: by the library's bfloat16 kernel where that is faster than its float32 one on this CPU (AMX,
+// MindSpore's own MatMul ends in the same code, but only in float32, into fresh memory, on threads of its
+// own. Called directly it reads transposed operands in place, accumulates into existing memory, and takes
+// 16-bit types: by the library's bfloat16 kernel where that is faster than its float32 one on this CPU (AMX,
 // AVX512-BF16 at full rate), else in panels that are widened to float32 first. Sums are float32 either way.
 #include <dlfcn.h>
 
@@ -40,7 +40,8 @@ class Threads {
 };
 
 template <class T>
-using Gemm = int (*)(char, char, Dim, Dim, Dim, float, const T*, Dim, const T*, Dim, float, float*, Dim, void*);
+using Gemm = int (*)(char, char, Dim, Dim, Dim, float, const T*, Dim, const T*, Dim, float, float*, Dim,
+                     void*);
 
 Gemm<float> g_float32 = nullptr;
 Gemm<std::uint16_t> g_bfloat16 = nullptr;
@@ -118,7 +119,8 @@ class Product {
         Matrix moving = parts;
         moving.data = by_rows ? parts.at(begin, from) : parts.at(from, begin);
         if (widen) {
-          moving = widened(moving, by_rows ? count : deep, by_rows ? deep : count, scratch.get(1, deep * count));
+          moving =
+              widened(moving, by_rows ? count : deep, by_rows ? deep : count, scratch.get(1, deep * count));
           if (begin == 0 || depth < k_) {  // else it still lies there
             fixed = whole;
             fixed.data = by_rows ? whole.at(from, 0) : whole.at(0, from);
@@ -179,7 +181,8 @@ void gemm_load(const std::string& path) {
   const auto bfloat16 =
       reinterpret_cast<Gemm<std::uint16_t>>(dlsym(library, "dnnl_threadpool_interop_gemm_bf16bf16f32"));
   if (!float32 || !bfloat16)
-    throw std::runtime_error(path + " has no GEMM for a thread pool: MindSpore was built with another oneDNN");
+    throw std::runtime_error(path +
+                             " has no GEMM for a thread pool: MindSpore was built with another oneDNN");
   g_float32 = float32;
   g_bfloat16 = bfloat16;
   constexpr Dim n = 256;
@@ -188,15 +191,17 @@ void gemm_load(const std::string& path) {
   // On one thread, as the pool may be busy: the ratio is what counts.
   const double wide = seconds_of(
       [&] { check(float32('N', 'N', n, n, n, 1, x.data(), n, x.data(), n, 0, y.data(), n, nullptr)); });
-  const double narrow = seconds_of(
-      [&] { check(bfloat16('N', 'N', n, n, n, 1, half.data(), n, half.data(), n, 0, y.data(), n, nullptr)); });
+  const double narrow = seconds_of([&] {
+    check(bfloat16('N', 'N', n, n, n, 1, half.data(), n, half.data(), n, 0, y.data(), n, nullptr));
+  });
   g_widen_bfloat16 = wide < 0.9 * narrow;
 }
 
 // c = alpha * a b + beta * c for `batch` matrices: a m x k, b k x n, c m x n with unit stride in its rows. A
 // turned operand lies transposed. Strides between matrices are in elements.
-void gemm(Ptr a, Ptr b, Ptr c, Dim m, Dim n, Dim k, Dim lda, Dim ldb, Dim ldc, bool turn_a, bool turn_b, Dim batch,
-          Dim stride_a, Dim stride_b, Dim stride_c, double alpha, double beta, int dtype, int out_dtype) {
+void gemm(Ptr a, Ptr b, Ptr c, Dim m, Dim n, Dim k, Dim lda, Dim ldb, Dim ldc, bool turn_a, bool turn_b,
+          Dim batch, Dim stride_a, Dim stride_b, Dim stride_c, double alpha, double beta, int dtype,
+          int out_dtype) {
   if (!g_float32) throw std::runtime_error("gemm: gemm_load was not called");
   const Dim size = dtype == kF32 ? 4 : 2, out_size = out_dtype == kF32 ? 4 : 2;
   for (Dim i = 0; i < batch; ++i)

@@ -35,7 +35,7 @@ struct Shifted {
 };
 
 // Maximum of the scaled scores and the sum of exp(score - maximum). `exps`, when given, receives the
-// exponentials (softmax); log-softmax needs the sum only.
+// exponentials (softmax); log-softmax needs the sum only. The maximum passes over NaN, the sum does not.
 template <class T>
 MSK_INLINE Shifted exp_row(const T* x, const std::uint8_t* mask, float scale, std::int64_t cols,
                            float* exps) {
@@ -47,7 +47,7 @@ MSK_INLINE Shifted exp_row(const T* x, const std::uint8_t* mask, float scale, st
   };
   const float peak = max_vectors(cols, score);
   const float sum = sum_vectors(cols, [&](std::int64_t i, auto n) {
-    const vf e = exp(score(i, n) - peak);
+    const vf e = exp_for<T>(score(i, n) - peak);
     if (exps) store(exps + i, e, n);
     return fill_rest(e, 0.0f, n);
   });
@@ -87,8 +87,12 @@ inline void softmax_forward(bool logarithm, bool causal, Ptr x, Ptr mask, Ptr y,
           const float inverse = 1.0f / row.sum;
           each_vector(seen, [&](std::int64_t i, auto n) {
             const vf e = load(exps.get() + i, n);
-            const vf p = e * inverse;  // corrected below, to what the slow division gives
-            put(out + i, fma(fma(splat(-row.sum), p, e), splat(inverse), p), n, past_cache);
+            const vf p = e * inverse;
+            if constexpr (sizeof(T) == 2) {
+              put(out + i, p, n, past_cache);
+            } else {  // corrected to what the slow division gives
+              put(out + i, fma(fma(splat(-row.sum), p, e), splat(inverse), p), n, past_cache);
+            }
           });
         }
         const vf rest = logarithm ? splat(-std::numeric_limits<float>::infinity()) : vf{};
@@ -100,8 +104,8 @@ inline void softmax_forward(bool logarithm, bool causal, Ptr x, Ptr mask, Ptr y,
 }
 
 // dx = scale * y * (dy - sum(dy * y)), for log-softmax scale * (dy - exp(y) * sum(dy)). Columns that the
-// causal limit left out have y = 0 and get 0; masked ones get 0 whatever their y, which is not 0 in a row that
-// is masked as a whole: its scores are constants.
+// causal limit left out have y = 0 and get 0; masked ones get 0 whatever their y, which is not 0 in a row
+// that is masked as a whole: its scores are constants.
 inline void softmax_backward(bool logarithm, Ptr dy, Ptr y, Ptr mask, Ptr dx, std::int64_t rows,
                              std::int64_t cols, std::int64_t heads, std::int64_t queries,
                              std::int64_t stride_batch, std::int64_t stride_head, std::int64_t stride_query,

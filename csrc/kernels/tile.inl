@@ -116,9 +116,9 @@ MSK_INLINE void multiply(std::int64_t rows, std::int64_t cols, const typename E:
 }
 
 // ---- packing
-// ------------------------------------------------------------------------------------------------ `rows`
-// rows of `cols` elements, `stride` elements apart, become `padded_rows` rows of `padded_cols` elements, zero
-// beyond the source. padded_cols is a multiple of kW, hence of E::kPerWord.
+
+// `rows` rows of `cols` elements, `stride` elements apart, become `padded_rows` rows of `padded_cols`
+// elements, zero beyond the source. padded_cols is a multiple of kW, hence of E::kPerWord.
 
 // Row-major words along the columns: the left operand.
 template <class E, class T>

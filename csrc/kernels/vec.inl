@@ -64,17 +64,16 @@ MSK_INLINE vf at_least(vf x, vf bound) { return x < bound ? bound : x; }
 MSK_INLINE vf at_most(vf x, vf bound) { return x > bound ? bound : x; }
 #endif
 
-// 1 / d for d in [1, inf], within 1 ulp; NaN stays. A division of 16 lanes takes as long as 16 to 32 products.
+// 1 / d for d in [1, 1e37], within 1 ulp; NaN stays. A division of 16 lanes takes as long as 16 to 32
+// products.
 MSK_INLINE vf reciprocal(vf d) {
 #if MSK_AVX512
   const vf r = _mm512_maskz_rcp14_ps(0xffff, d);
-  const vf better = fma(fma(-d, r, splat(1.0f)), r, r);
-  return r == 0.0f ? r : better;  // d is infinite: the step would make NaN
+  return fma(fma(-d, r, splat(1.0f)), r, r);
 #else
   return 1.0f / d;
 #endif
 }
-
 MSK_INLINE vf round_even(vf x) {
 #if MSK_AVX512
   return _mm512_maskz_roundscale_ps(0xffff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -289,8 +288,8 @@ MSK_INLINE float hsum(vf x) {
 }
 
 // Sum of the vectors f(i, lanes) over [0, n), which must be 0 in lanes beyond n. Groups of 32 are summed
-// first, so that the error grows with 32 + n / (32 kW) additions instead of n / kW; four sums at a time, as one
-// would wait for its previous addition.
+// first, so that the error grows with 32 + n / (32 kW) additions instead of n / kW; four sums at a time, as
+// one would wait for its previous addition.
 template <class F>
 MSK_INLINE float sum_vectors(std::int64_t n, F&& f) {
   constexpr std::int64_t kGroup = 32 * kW;
@@ -309,17 +308,24 @@ MSK_INLINE float sum_vectors(std::int64_t n, F&& f) {
   return hsum(total);
 }
 
-// Largest lane; a NaN in any lane gives NaN.
-MSK_INLINE float hmax(vf x) {
-  float best = x[0];
-  for (int i = 1; i < kW; ++i) best = (x[i] > best || x[i] != x[i]) ? x[i] : best;
-  return best;
+// Largest lane; for lanes without NaN.
+MSK_INLINE float lane_max(vf x) {
+  float part[kW];
+  std::memcpy(part, &x, sizeof(part));
+  for (int half = kW / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) part[i] = std::max(part[i], part[i + half]);
+  }
+  return part[0];
 }
 
 // Elementwise maximum; NaN in either argument gives NaN.
 MSK_INLINE vf max_nan(vf a, vf b) { return (a > b) | (a != a) ? a : b; }
 
-// Largest lane of the vectors f(i, lanes) over [0, n), which must be low in lanes beyond n; NaN gives NaN.
+// Elementwise maximum; the second argument where one is NaN.
+MSK_INLINE vf max_or_second(vf a, vf b) { return a > b ? a : b; }
+
+// Largest lane of the vectors f(i, lanes) over [0, n), which must be low in lanes beyond n; NaN is passed
+// over.
 template <class F>
 MSK_INLINE float max_vectors(std::int64_t n, F&& f) {
   vf best[4];
@@ -327,10 +333,10 @@ MSK_INLINE float max_vectors(std::int64_t n, F&& f) {
   std::int64_t i = 0;
   for (; i + 4 * kW <= n; i += 4 * kW) {
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) best[k] = max_nan(best[k], f(i + k * kW, Full{}));
+    for (int k = 0; k < 4; ++k) best[k] = max_or_second(f(i + k * kW, Full{}), best[k]);
   }
-  each_vector(n - i, [&](std::int64_t j, auto lanes) { best[0] = max_nan(best[0], f(i + j, lanes)); });
-  return hmax(max_nan(max_nan(best[0], best[1]), max_nan(best[2], best[3])));
+  each_vector(n - i, [&](std::int64_t j, auto lanes) { best[0] = max_or_second(f(i + j, lanes), best[0]); });
+  return lane_max(max_or_second(max_or_second(best[0], best[1]), max_or_second(best[2], best[3])));
 }
 
 // Lanes beyond n replaced by `fill`.
@@ -343,34 +349,81 @@ MSK_INLINE vf fill_rest(vf x, float fill, Part part) {
 
 // ---- elementary functions -------------------------------------------------------------------------------
 
-// 2^n for the exponent range that exp needs, in two factors so that denormal results round once.
-MSK_INLINE vf scale_2n(vf x, vf n) {
+// An underflow costs hundreds of cycles, and masked scores are full of them: the lanes of an exponential that
+// vanish are left out of the computation. `Live` says which lanes remain; NaN does.
 #if MSK_AVX512
-  return _mm512_maskz_scalef_ps(0xffff, x, n);
+using Live = __mmask16;
+MSK_INLINE Live not_below(vf x, float lowest) { return _mm512_cmp_ps_mask(x, splat(lowest), _CMP_NLT_UQ); }
+MSK_INLINE vf only(Live, vf x) { return x; }  // scale_2n masks
+MSK_INLINE vf scale_2n(Live live, vf x, vf n) { return _mm512_maskz_scalef_ps(live, x, n); }
 #else
+using Live = vi;
+MSK_INLINE Live not_below(vf x, float lowest) { return ~(x < lowest); }
+MSK_INLINE vf only(Live live, vf x) { return live ? x : vf{}; }
+// x * 2^n in two factors, so that denormal results round once; 0 in lanes that vanish.
+MSK_INLINE vf scale_2n(Live live, vf x, vf n) {
   const vi whole = __builtin_convertvector(n, vi);
   const vi half = whole >> 1;
-  return x * from_bits((half + 127) << 23) * from_bits((whole - half + 127) << 23);
-#endif
+  return only(live, x * from_bits((half + 127) << 23) * from_bits((whole - half + 127) << 23));
 }
+#endif
 
 // exp(x); about 1 ulp, overflow to inf, gradual underflow, NaN kept. Cody-Waite reduction to |r| <= ln2/2 and
-// the Taylor polynomial of degree 7 (remainder below 2^-27). Lanes that underflow to 0 are left out of it: an
-// underflow costs hundreds of cycles, and masked scores are full of them.
+// a minimax polynomial of degree 6 (relative error 2^-28).
 MSK_INLINE vf exp(vf x) {
-  const auto vanishes = x < -104.0f;
-  x = at_most(vanishes ? vf{} : x, splat(89.0f));
+  const Live live = not_below(x, -104.0f);
+  x = at_most(only(live, x), splat(89.0f));
   const vf n = round_even(x * 1.44269504088896341f);
   vf r = fma(n, splat(-0.693145751953125f), x);
   r = fma(n, splat(-1.42860682030941723212e-6f), r);
-  vf p = splat(1.0f / 5040.0f);
-  p = fma(p, r, splat(1.0f / 720.0f));
-  p = fma(p, r, splat(1.0f / 120.0f));
-  p = fma(p, r, splat(1.0f / 24.0f));
-  p = fma(p, r, splat(1.0f / 6.0f));
-  p = fma(p, r, splat(0.5f));
-  p = fma(p, r * r, r);
-  return vanishes ? vf{} : scale_2n(p + 1.0f, n);
+  vf p = splat(1.40614226e-3f);
+  p = fma(p, r, splat(8.37905891e-3f));
+  p = fma(p, r, splat(4.16647717e-2f));
+  p = fma(p, r, splat(1.66663647e-1f));
+  p = fma(p, r, splat(5.00000060e-1f));
+  p = fma(p, r, splat(1.0f));
+  p = fma(p, r, splat(1.0f));
+  return scale_2n(live, p, n);
+}
+
+// 2^x for x < 128; relative error below 1e-7: minimax polynomial of degree 6 on [-1/2, 1/2]. NaN is kept.
+MSK_INLINE vf exp2(vf x) {
+  const Live live = not_below(x, -150.0f);
+  x = only(live, x);
+  const vf n = round_even(x);
+  const vf f = x - n;
+  vf p = splat(1.5345810970757157e-4f);
+  p = fma(p, f, splat(1.3399930903688073e-3f));
+  p = fma(p, f, splat(9.618489071726799e-3f));
+  p = fma(p, f, splat(5.550328642129898e-2f));
+  p = fma(p, f, splat(2.4022646248340607e-1f));
+  p = fma(p, f, splat(6.931471824645996e-1f));
+  p = fma(p, f, splat(1.0f));
+  return scale_2n(live, p, n);
+}
+
+// exp(x) for x < 88 with a relative error of 2^-17: enough where the result is stored in 16 bits.
+MSK_INLINE vf exp_rough(vf x) {
+  const Live live = not_below(x, -104.0f);
+  const vf t = only(live, x) * 1.44269504088896341f;
+  const vf n = round_even(t);
+  const vf f = t - n;
+  vf p = splat(9.78291221e-3f);
+  p = fma(p, f, splat(5.59768826e-2f));
+  p = fma(p, f, splat(2.40207106e-1f));
+  p = fma(p, f, splat(6.93113625e-1f));
+  p = fma(p, f, splat(1.0f));
+  return scale_2n(live, p, n);
+}
+
+// exp(x) for x < 88, as precise as a result of type T needs it.
+template <class T>
+MSK_INLINE vf exp_for(vf x) {
+  if constexpr (sizeof(T) == 2) {
+    return exp_rough(x);
+  } else {
+    return exp(x);
+  }
 }
 
 // 1 / (1 + exp(-x)); keeps its relative precision for very negative x.
@@ -390,7 +443,8 @@ MSK_INLINE vf tanh(vf x) {
   p = fma(p, s, splat(1.33314422036e-1f));
   p = fma(p, s, splat(-3.33332819422e-1f));
   p = fma(p * s, x, x);
-  const vf big = 1.0f - 2.0f * reciprocal(exp(a + a) + 1.0f);
+  const vf b = at_most(a, splat(20.0f));  // tanh is 1 in fp32 from 9 on
+  const vf big = 1.0f - 2.0f * reciprocal(exp(b + b) + 1.0f);
   return a < 0.625f ? p : copysign(big, x);
 }
 
