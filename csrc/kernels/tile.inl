@@ -158,32 +158,58 @@ inline void pack_right(const T* from, std::int64_t stride, std::int64_t rows, st
   }
 }
 
+// Transposes a square of kW by kW floats in log2(kW) rounds (Eklundh 1972): the round of bit h exchanges the
+// columns with h set of row i for those without of row i + h.
+MSK_INLINE void transpose(vf (&rows)[kW]) {
+#pragma GCC unroll 4
+  for (int h = kW / 2; h > 0; h /= 2) {
+    vi low, high;
+    for (int c = 0; c < kW; ++c) {
+      low[c] = c & h ? kW + (c ^ h) : c;
+      high[c] = c & h ? kW + c : c ^ h;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kW; ++i) {
+      if (i & h) continue;
+      const vf a = rows[i], b = rows[i + h];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + h] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
+// A row of words as lanes: kW of them from column `first` on, 0 beyond `cols`.
+template <class E, class T>
+MSK_INLINE vf word_lanes(const T* row, std::int64_t first, std::int64_t cols) {
+  const std::int64_t left = cols - first * E::kPerWord;
+  if (left <= 0) return vf{};
+  if constexpr (E::kPerWord == 1) {
+    if (left >= kW) return load(row + first, Full{});
+    return fill_rest(load(row + first, Part{static_cast<int>(left)}), 0.0f, Part{static_cast<int>(left)});
+  } else {
+    vf words{};
+    std::memcpy(&words, row + 2 * first, static_cast<std::size_t>(std::min<std::int64_t>(left, 2 * kW)) * 2);
+    return words;
+  }
+}
+
 // Panels of the transpose: word w of row r goes to panel r / kPanel, at [w][r % kPanel]. `rows` may be at
 // most padded_rows, a multiple of kPanel.
 template <class E, class T>
 inline void pack_transposed(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t cols,
                             typename E::Word* to, std::int64_t padded_rows, std::int64_t padded_cols) {
   const std::int64_t width = padded_cols / E::kPerWord;
-  for (std::int64_t r0 = 0; r0 < padded_rows; r0 += kPanel) {
-    auto* panel = to + r0 * width;
-    if (rows - r0 < kPanel) std::fill(panel, panel + kPanel * width, typename E::Word{});
-    const std::int64_t live = std::min<std::int64_t>(kPanel, rows - r0);
-    // Square blocks, so that the lines written stay in the first-level cache.
-    constexpr std::int64_t kSide = 16;
-    for (std::int64_t w0 = 0; w0 < width; w0 += kSide) {
-      const std::int64_t w1 = std::min(width, w0 + kSide);
-      for (std::int64_t r = 0; r < live; ++r) {
-        const T* row = from + (r0 + r) * stride;
-        for (std::int64_t w = w0; w < w1; ++w) {
-          typename E::Word value{};
-          if constexpr (E::kPerWord == 1) {
-            if (w < cols) value = load1(row + w);
-          } else {
-            if (2 * w < cols) value = row[2 * w].bits;
-            if (2 * w + 1 < cols) value |= static_cast<std::uint32_t>(row[2 * w + 1].bits) << 16;
-          }
-          panel[w * kPanel + r] = value;
-        }
+  for (std::int64_t r0 = 0; r0 < padded_rows; r0 += kW) {
+    auto* panel = to + r0 / kPanel * kPanel * width + r0 % kPanel;
+    for (std::int64_t w0 = 0; w0 < width; w0 += kW) {
+      vf square[kW];
+      for (int r = 0; r < kW; ++r) {
+        square[r] = r0 + r < rows ? word_lanes<E>(from + (r0 + r) * stride, w0, cols) : vf{};
+      }
+      transpose(square);
+      const std::int64_t live = std::min<std::int64_t>(kW, width - w0);
+      for (std::int64_t w = 0; w < live; ++w) {
+        std::memcpy(panel + (w0 + w) * kPanel, &square[w], sizeof(vf));
       }
     }
   }

@@ -40,7 +40,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Case:
-    """`ours` and `theirs` take the same inputs (on npu and on CPU) and do the same work."""
+    """`ours`, `theirs` (torch's best) and `eager` take the same inputs (on npu and on CPU) for the same work.
+
+    `eager`, torch's composite of elementary operators, is given where torch's best is one fused operator.
+    """
 
     inputs: list[Tensor]
     ours: Callable[..., Tensor]
@@ -48,6 +51,7 @@ class Case:
     bytes: int
     kind: str = "memory"
     differentiate: bool = True
+    eager: Callable[..., Tensor] | None = None
 
 
 def _random(size: Size, *shape: int, scale: float = 1.0) -> Tensor:
@@ -67,11 +71,17 @@ def rms_norm(size: Size) -> Case:
 def layer_norm(size: Size) -> Case:
     x = _random(size, size.tokens, 1, size.hidden)
     w, b = _random(size, size.hidden), _random(size, size.hidden)
+
+    def eager(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + 1e-5) * w + b
+
     return Case(
         [x, w, b],
         lambda x, w, b: kernels.layer_norm(x, w, b, 1e-5),
         lambda x, w, b: F.layer_norm(x, (size.hidden,), w, b, 1e-5),
         5 * x.numel() * size.item,
+        eager=eager,
     )
 
 
@@ -187,11 +197,17 @@ def cross_entropy(size: Size) -> Case:
     rows = size.tokens // 4  # a quarter of the vocabulary's logits, as on 4 tensor-parallel ranks
     x, target = _random(size, rows, VOCABULARY), torch.randint(VOCABULARY, (rows,))
     npu_target = target.to("npu")
+
+    def eager(x: Tensor) -> Tensor:
+        shifted = x.float() - x.float().amax(-1, keepdim=True).detach()
+        return shifted.exp().sum(-1).log() - shifted.gather(1, target.unsqueeze(1)).squeeze(1)
+
     return Case(
         [x],
         lambda x: kernels.vocab_parallel_cross_entropy(x, npu_target),
         lambda x: F.cross_entropy(x.float(), target, reduction="none"),
         3 * x.numel() * size.item,
+        eager=eager,
     )
 
 
