@@ -15,6 +15,12 @@ struct Logistic {
   explicit MSK_INLINE Logistic(vf minus_z) : e(exp_for<T>(minus_z)), value(reciprocal(1.0f + e)) {}
   // 1 - value without its cancellation.
   MSK_INLINE vf complement() const { return e * value; }
+  // x / (1 + e), in fp32 as precise as the slow division for x below `bound`.
+  MSK_INLINE vf times(vf x, float bound) const {
+    const vf q = x * value;
+    if constexpr (sizeof(T) == 2) return q;
+    return x > bound ? q : fma(fma(-(1.0f + e), q, x), value, q);
+  }
 };
 
 // x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form of GELU without its cancellation.
@@ -61,14 +67,14 @@ struct Swish {
   template <class T>
   static MSK_INLINE vf value(vf x) {
     x = at_least(x, splat(-kBound));
-    return x * Logistic<T>(-kA * at_most(x, splat(kBound))).value;
+    return Logistic<T>(-kA * at_most(x, splat(kBound))).times(x, kBound);
   }
   template <class T>
   static MSK_INLINE Slope slope(vf x) {
     x = at_least(x, splat(-kBound));
     const vf c = at_most(x, splat(kBound));
     const Logistic<T> s(-kA * c);
-    return {x * s.value, fma(kA * c * s.value, s.complement(), s.value)};
+    return {s.times(x, kBound), fma(kA * c * s.value, s.complement(), s.value)};
   }
 };
 using QuickGelu = Swish<1702>;
