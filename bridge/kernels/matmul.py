@@ -54,6 +54,7 @@ def multiply_into(out: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1.0, beta
 
     a: (m, k) or (batch, m, k), b: (k, n) or (batch, k, n), of one dtype, any strides; out: contiguous, (m, n)
     or (batch, m, n), in that dtype or float32. Sums are float32. With beta = 0 what `out` held is ignored.
+    Under torch.use_deterministic_algorithms the bits do not depend on the number of threads.
     """
     (a, lda, turn_a), (b, ldb, turn_b) = _operand(a), _operand(b)
     m, k = a.shape[-2:]
@@ -77,6 +78,7 @@ def multiply_into(out: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1.0, beta
         *strides,
         alpha,
         beta,
+        torch.are_deterministic_algorithms_enabled(),
         DTYPE_CODES[a.dtype],
         DTYPE_CODES[out.dtype],
     )

@@ -19,10 +19,12 @@ namespace {
 
 using Dim = std::int64_t;
 
-// oneDNN's threadpool_iface (dnnl_threadpool_iface.hpp), which it calls through its virtual table.
+// oneDNN's threadpool_iface (dnnl_threadpool_iface.hpp), which it calls through its virtual table. It splits a
+// product, its sums too, by the number of threads that it is told: with `parts` always by that one.
 class Threads {
  public:
-  virtual int get_num_threads() const { return pool::threads(); }
+  explicit Threads(int parts) : parts_(parts) {}
+  virtual int get_num_threads() const { return parts_ > 0 ? parts_ : pool::threads(); }
   virtual bool get_in_parallel() const { return inside_; }
   virtual void parallel_for(int n, const std::function<void(int, int)>& task) {
     kernels::parallel_for(n, [&](std::int64_t i) {
@@ -37,6 +39,7 @@ class Threads {
 
  private:
   static inline thread_local bool inside_ = false;
+  int parts_;
 };
 
 template <class T>
@@ -47,9 +50,11 @@ Gemm<float> g_float32 = nullptr;
 Gemm<std::uint16_t> g_bfloat16 = nullptr;
 bool g_widen_bfloat16 = false;
 
-Threads& threads() {
-  static auto* instance = new Threads;
-  return *instance;
+Threads& threads(bool deterministic) {
+  constexpr int kParts = 8;
+  static auto* by_pool = new Threads(0);
+  static auto* fixed = new Threads(kParts);
+  return deterministic ? *fixed : *by_pool;
 }
 
 void check(int status) {
@@ -86,11 +91,11 @@ struct Scratch {
 
 class Product {
  public:
-  Product(Matrix a, Matrix b, Matrix c, Dim m, Dim n, Dim k, float alpha, float beta)
-      : a_(a), b_(b), c_(c), m_(m), n_(n), k_(k), alpha_(alpha), beta_(beta) {}
+  Product(Matrix a, Matrix b, Matrix c, Dim m, Dim n, Dim k, float alpha, float beta, bool deterministic)
+      : a_(a), b_(b), c_(c), m_(m), n_(n), k_(k), alpha_(alpha), beta_(beta), deterministic_(deterministic) {}
 
   void run() {
-    const bool widen = a_.dtype == kF16 || (a_.dtype == kBF16 && g_widen_bfloat16);
+    const bool widen = a_.dtype == kF16 || (a_.dtype == kBF16 && widens_bfloat16());
     if (!widen && c_.dtype == kF32) return call(a_, b_, c_, m_, n_, k_, beta_);
     static auto* shared = new Scratch;
     static auto* owner = new std::mutex;
@@ -139,6 +144,17 @@ class Product {
   static constexpr Dim kDepth = 2048;             // a deeper product is a sum of products, in float32
   static constexpr auto convert = MSK_SELECT(convert_matrix);
 
+  // By what was measured; a measurement may differ from run to run, what the CPU has does not.
+  bool widens_bfloat16() const { return deterministic_ ? !has_bfloat16() : g_widen_bfloat16; }
+
+  static bool has_bfloat16() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+    return false;
+#endif
+  }
+
   // The rows x cols operand in float32, laid out as it is.
   static Matrix widened(Matrix x, Dim rows, Dim cols, float* to) {
     if (x.turned) std::swap(rows, cols);
@@ -151,15 +167,17 @@ class Product {
     const char turn_a = a.turned ? 'T' : 'N', turn_b = b.turned ? 'T' : 'N';
     if (a.dtype == kF32)
       check(g_float32(turn_a, turn_b, m, n, k, alpha_, as<const float>(a.data), a.ld, as<const float>(b.data),
-                      b.ld, beta, as<float>(c.data), c.ld, &threads()));
+                      b.ld, beta, as<float>(c.data), c.ld, &threads(deterministic_)));
     else
       check(g_bfloat16(turn_a, turn_b, m, n, k, alpha_, as<const std::uint16_t>(a.data), a.ld,
-                       as<const std::uint16_t>(b.data), b.ld, beta, as<float>(c.data), c.ld, &threads()));
+                       as<const std::uint16_t>(b.data), b.ld, beta, as<float>(c.data), c.ld,
+                       &threads(deterministic_)));
   }
 
   Matrix a_, b_, c_;
   Dim m_, n_, k_;
   float alpha_, beta_;
+  bool deterministic_;
 };
 
 double seconds_of(const std::function<void()>& work) {
@@ -198,17 +216,18 @@ void gemm_load(const std::string& path) {
 }
 
 // c = alpha * a b + beta * c for `batch` matrices: a m x k, b k x n, c m x n with unit stride in its rows. A
-// turned operand lies transposed. Strides between matrices are in elements.
+// turned operand lies transposed. Strides between matrices are in elements. `deterministic`: the same bits
+// whatever the number of threads.
 void gemm(Ptr a, Ptr b, Ptr c, Dim m, Dim n, Dim k, Dim lda, Dim ldb, Dim ldc, bool turn_a, bool turn_b,
-          Dim batch, Dim stride_a, Dim stride_b, Dim stride_c, double alpha, double beta, int dtype,
-          int out_dtype) {
+          Dim batch, Dim stride_a, Dim stride_b, Dim stride_c, double alpha, double beta, bool deterministic,
+          int dtype, int out_dtype) {
   if (!g_float32) throw std::runtime_error("gemm: gemm_load was not called");
   const Dim size = dtype == kF32 ? 4 : 2, out_size = out_dtype == kF32 ? 4 : 2;
   for (Dim i = 0; i < batch; ++i)
     Product({a + static_cast<Ptr>(i * stride_a * size), dtype, lda, turn_a},
             {b + static_cast<Ptr>(i * stride_b * size), dtype, ldb, turn_b},
             {c + static_cast<Ptr>(i * stride_c * out_size), out_dtype, ldc, false}, m, n, k,
-            static_cast<float>(alpha), static_cast<float>(beta))
+            static_cast<float>(alpha), static_cast<float>(beta), deterministic)
         .run();
 }
 
