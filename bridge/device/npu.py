@@ -54,6 +54,11 @@ class DeviceProperties:
     is_multi_gpu_board: bool = False
     uuid: str = ""
 
+    @property
+    def gcnArchName(self) -> str:  # noqa: N802 - torch's name
+        """What torch.compile keys its cache of CPU code by where torch.version.cuda is None."""
+        return self.name
+
 
 def is_available() -> bool:
     return True

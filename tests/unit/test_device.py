@@ -650,3 +650,10 @@ def test_forked_child_is_told(tmp_path: Path) -> None:
     for answer in done.stdout.split("|"):
         assert "forked subprocess" in answer
         assert "spawn" in answer
+
+
+def test_torch_compile_still_compiles_cpu_code():
+    """It asks torch.cuda, which answers for this device, what machine it keys its cache by."""
+    x = torch.linspace(-3, 3, 1000)
+    compiled = torch.compile(lambda x: torch.sin(x) * x + 1, fullgraph=True)
+    torch.testing.assert_close(compiled(x), torch.sin(x) * x + 1)
