@@ -55,7 +55,7 @@ class DeviceProperties:
     uuid: str = ""
 
     @property
-    def gcnArchName(self) -> str:  # noqa: N802 - torch's name
+    def gcnArchName(self) -> str:
         """What torch.compile keys its cache of CPU code by where torch.version.cuda is None."""
         return self.name
 

@@ -168,6 +168,7 @@ class _Router(torch.autograd.Function):
         ctx.save_for_backward(logits, chosen)
         ctx.options = (code, every, topk, scale)
         ctx.mark_non_differentiable(chosen)
+        ctx.set_materialize_grads(False)  # else zeros are made for `chosen`
         return probs, chosen
 
     @staticmethod
@@ -175,6 +176,8 @@ class _Router(torch.autograd.Function):
     def backward(ctx, dprobs, _):
         logits, chosen = ctx.saved_tensors
         code, every, topk, scale = ctx.options
+        if dprobs is None:
+            return (None,) * 8
         dprobs = dprobs.float().contiguous()
         dlogits = torch.empty_like(logits)
         launch(

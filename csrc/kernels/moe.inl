@@ -36,7 +36,7 @@ inline void choose_largest(const float* value, std::int64_t n, std::int64_t k, s
 // Buffers of one token.
 struct RouterRow {
   std::vector<float> score, choice, group;
-  std::vector<std::int64_t> order;
+  std::vector<std::int64_t> order, counted;
   std::vector<std::uint8_t> group_chosen;
 
   explicit RouterRow(const Router& r)
@@ -45,20 +45,46 @@ struct RouterRow {
         group(static_cast<std::size_t>(r.groups)),
         order(static_cast<std::size_t>(std::max(r.topk, r.groups))),
         group_chosen(static_cast<std::size_t>(r.groups)) {}
+
+  // The experts whose probabilities count, in ascending order: the marked ones, or all.
+  const std::vector<std::int64_t>& counted_experts(const std::uint8_t* mark, bool all) {
+    counted.clear();
+    for (std::size_t e = 0; e < score.size(); ++e) {
+      if (mark[e] || all) counted.push_back(static_cast<std::int64_t>(e));
+    }
+    return counted;
+  }
 };
+
+inline float total(const float* value, const std::vector<std::int64_t>& experts) {
+  float sum = 0.0f;
+  for (const std::int64_t e : experts) sum += value[e];
+  return sum;
+}
+
+// The values of `experts` become their exponentials, shifted by the largest; returns the sum.
+inline float exponentials(float* value, const std::vector<std::int64_t>& experts) {
+  float peak = -std::numeric_limits<float>::infinity();
+  for (const std::int64_t e : experts) {
+    if (larger(value[e], peak)) peak = value[e];
+  }
+  for (const std::int64_t e : experts) value[e] = std::exp(value[e] - peak);
+  return total(value, experts);
+}
 
 // Scores of all experts in fp32.
 template <class T>
 MSK_INLINE void router_scores(const Router& r, const T* logits, float* score) {
   if (r.score == kSigmoid) {
-    each_vector(r.experts, [&](std::int64_t i, auto n) { store(score + i, sigmoid(load(logits + i, n)), n); });
+    each_vector(r.experts,
+                [&](std::int64_t i, auto n) { store(score + i, sigmoid(load(logits + i, n)), n); });
     return;
   }
   each_vector(r.experts, [&](std::int64_t i, auto n) { store(score + i, load(logits + i, n), n); });
   if (r.score == kSoftmaxOfChosen && !r.all) return;
   constexpr float kLowest = -std::numeric_limits<float>::infinity();
-  const float peak =
-      max_vectors(r.experts, [&](std::int64_t i, auto n) { return fill_rest(load(score + i, n), kLowest, n); });
+  const float peak = max_vectors(
+      r.experts, [&](std::int64_t i, auto n) { return fill_rest(load(score + i, n), kLowest, n); });
   const float sum = sum_vectors(r.experts, [&](std::int64_t i, auto n) {
     const vf e = exp(load(score + i, n) - peak);
     store(score + i, e, n);
@@ -102,8 +128,8 @@ inline Router make_router(int score, std::int64_t experts, std::int64_t topk, st
   return {score, experts, topk, groups, group_topk, static_cast<float>(scale), all};
 }
 
-// probs (tokens, experts), in dtype or, with `all`, fp32; 0 where not chosen. chosen: bytes, same shape. bias:
-// fp32 (experts), added to the scores for the choice only, may be absent.
+// probs (tokens, experts), in dtype or, with `all`, fp32; 0 where not chosen. chosen: bytes, same shape.
+// bias: fp32 (experts), added to the scores for the choice only, may be absent.
 inline void router_forward(int score, bool all, Ptr logits, Ptr bias, Ptr probs, Ptr chosen,
                            std::int64_t tokens, std::int64_t experts, std::int64_t topk, std::int64_t groups,
                            std::int64_t group_topk, double scale, int dtype) {
@@ -125,23 +151,15 @@ inline void router_forward(int score, bool all, Ptr logits, Ptr bias, Ptr probs,
           }
           if (r.groups > 0) limit_groups(r, row, mark);
           choose_largest(row.choice.data(), experts, topk, row.order.data(), mark);
-          float peak = -std::numeric_limits<float>::infinity(), sum = 0.0f;
-          const bool exponential = score == kSoftmaxOfChosen && !all;
-          for (std::int64_t e = 0; exponential && e < experts; ++e) {
-            if (mark[e] && larger(value[e], peak)) peak = value[e];
-          }
-          for (std::int64_t e = 0; e < experts; ++e) {
-            if (!mark[e] && !all) continue;
-            if (exponential) value[e] = std::exp(value[e] - peak);
-            sum += value[e];
-          }
+          const std::vector<std::int64_t>& counted = row.counted_experts(mark, all);
+          const float sum =
+              score == kSoftmaxOfChosen && !all ? exponentials(value, counted) : total(value, counted);
           float divisor = 1.0f;
-          if (exponential) divisor = sum;
+          if (score == kSoftmaxOfChosen && !all) divisor = sum;
           if (score == kSigmoid && (topk > 1 || all)) divisor = sum + kSumFloor;
           Out* out = as<Out>(probs) + t * experts;
-          for (std::int64_t e = 0; e < experts; ++e) {
-            store1(out + e, mark[e] || all ? value[e] / divisor * r.scale : 0.0f);
-          }
+          std::memset(out, 0, static_cast<std::size_t>(experts) * sizeof(Out));
+          for (const std::int64_t e : counted) store1(out + e, value[e] / divisor * r.scale);
         }
       });
     });
@@ -164,36 +182,30 @@ inline void router_backward(int score, bool all, Ptr dprobs, Ptr logits, Ptr cho
         const std::uint8_t* mark = as<const std::uint8_t>(chosen) + t * experts;
         const float* grad = as<const float>(dprobs) + t * experts;
         T* out = as<T>(dlogits) + t * experts;
+        const std::vector<std::int64_t>& counted = row.counted_experts(mark, all);
         if (score == kSoftmaxOfChosen && !all) {
-          float peak = -std::numeric_limits<float>::infinity(), sum = 0.0f;
-          for (std::int64_t e = 0; e < experts; ++e) {
-            if (mark[e] && larger(value[e], peak)) peak = value[e];
-          }
-          for (std::int64_t e = 0; e < experts; ++e) {
-            value[e] = mark[e] ? std::exp(value[e] - peak) : 0.0f;
-            sum += value[e];
-          }
-          for (std::int64_t e = 0; e < experts; ++e) value[e] /= sum;
+          const float sum = exponentials(value, counted);
+          for (const std::int64_t e : counted) value[e] /= sum;
         }
         // Where gradients are alike their differences cancel: double keeps what is left.
         double along = 0.0, sum = 0.0;
-        for (std::int64_t e = 0; e < experts; ++e) {
-          if (!mark[e] && !all) continue;
+        for (const std::int64_t e : counted) {
           along += static_cast<double>(grad[e]) * static_cast<double>(value[e]);
           sum += static_cast<double>(value[e]);
         }
         const bool divided = score == kSigmoid && (topk > 1 || all);
         const double divisor = divided ? sum + static_cast<double>(kSumFloor) : 1.0;
-        for (std::int64_t e = 0; e < experts; ++e) {
-          const bool taken = mark[e] || all;
-          const double g = taken ? static_cast<double>(grad[e]) : 0.0;
-          const auto v = static_cast<double>(value[e]);
-          double d = 0.0;
-          if (score != kSigmoid) {
-            d = v * (g - along);
-          } else if (taken) {
-            d = (divided ? (g - along / divisor) / divisor : g) * v * (1.0 - v);
-          }
+        if (score == kSoftmaxOfAll) {  // the others' probabilities depend on every logit
+          for (std::int64_t e = 0; e < experts; ++e)
+            store1(out + e, static_cast<float>(-along * static_cast<double>(value[e])) * r.scale);
+        } else {
+          std::memset(out, 0, static_cast<std::size_t>(experts) * sizeof(T));
+        }
+        for (const std::int64_t e : counted) {
+          const auto g = static_cast<double>(grad[e]), v = static_cast<double>(value[e]);
+          const double d = score != kSigmoid
+                               ? v * (g - along)
+                               : (divided ? (g - along / divisor) / divisor : g) * v * (1.0 - v);
           store1(out + e, static_cast<float>(d) * r.scale);
         }
       }
@@ -201,11 +213,12 @@ inline void router_backward(int score, bool all, Ptr dprobs, Ptr logits, Ptr cho
   });
 }
 
-// ---- rows by index ------------------------------------------------------------------------------------------
+// ---- rows by index
+// ------------------------------------------------------------------------------------------
 
-// Tokens and experts of the rows of a permutation: expert by expert, its tokens in order. With `capacity` each
-// expert has that many rows: its tokens first, then others in order, whatever the map says. Returns the number
-// of rows; writes at most `limit`.
+// Tokens and experts of the rows of a permutation: expert by expert, its tokens in order. With `capacity`
+// each expert has that many rows: its tokens first, then others in order, whatever the map says. Returns the
+// number of rows; writes at most `limit`.
 inline std::int64_t moe_rows(Ptr map, Ptr token_of_row, Ptr expert_of_row, std::int64_t tokens,
                              std::int64_t experts, std::int64_t capacity, std::int64_t limit) {
   const auto* mark = as<const std::uint8_t>(map);
@@ -263,7 +276,8 @@ inline void gather_rows(Ptr x, Ptr index, Ptr weight, Ptr y, std::int64_t rows, 
           continue;
         }
         const float factor = as<const float>(weight)[r];
-        each_vector(cols, [&](std::int64_t i, auto n) { put(out + i, load(in + i, n) * factor, n, past_cache); });
+        each_vector(cols,
+                    [&](std::int64_t i, auto n) { put(out + i, load(in + i, n) * factor, n, past_cache); });
       }
       if (past_cache) stream_fence();
     });

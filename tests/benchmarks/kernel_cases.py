@@ -54,12 +54,13 @@ class Case:
     eager: Callable[..., Tensor] | None = None
 
 
-def _random(size: Size, *shape: int, scale: float = 1.0) -> Tensor:
+def random(size: Size, *shape: int, scale: float = 1.0) -> Tensor:
+    """Normally distributed values of the size's dtype."""
     return (torch.randn(shape) * scale).to(size.dtype)
 
 
 def rms_norm(size: Size) -> Case:
-    x, w = _random(size, size.tokens, 1, size.hidden), _random(size, size.hidden)
+    x, w = random(size, size.tokens, 1, size.hidden), random(size, size.hidden)
     return Case(
         [x, w],
         lambda x, w: kernels.rms_norm(x, w, 1e-5),
@@ -69,8 +70,8 @@ def rms_norm(size: Size) -> Case:
 
 
 def layer_norm(size: Size) -> Case:
-    x = _random(size, size.tokens, 1, size.hidden)
-    w, b = _random(size, size.hidden), _random(size, size.hidden)
+    x = random(size, size.tokens, 1, size.hidden)
+    w, b = random(size, size.hidden), random(size, size.hidden)
 
     def eager(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -86,8 +87,8 @@ def layer_norm(size: Size) -> Case:
 
 
 def residual_rms_norm(size: Size) -> Case:
-    x, r = (_random(size, size.tokens, 1, size.hidden) for _ in range(2))
-    w = _random(size, size.hidden)
+    x, r = (random(size, size.tokens, 1, size.hidden) for _ in range(2))
+    w = random(size, size.hidden)
 
     def ours(x: Tensor, r: Tensor, w: Tensor) -> Tensor:
         return kernels.rms_norm(x, w, 1e-5, residual=r)[0]
@@ -99,7 +100,7 @@ def residual_rms_norm(size: Size) -> Case:
 
 
 def bias_gelu(size: Size) -> Case:
-    x, b = _random(size, size.tokens, 1, 4 * size.hidden), _random(size, 4 * size.hidden)
+    x, b = random(size, size.tokens, 1, 4 * size.hidden), random(size, 4 * size.hidden)
     return Case(
         [x, b],
         lambda x, b: kernels.bias_activation(x, b, "gelu_tanh"),
@@ -110,7 +111,7 @@ def bias_gelu(size: Size) -> Case:
 
 def swiglu(size: Size) -> Case:
     half = 8 * size.hidden // 3 // 64 * 64
-    x = _random(size, size.tokens, 1, 2 * half)
+    x = random(size, size.tokens, 1, 2 * half)
 
     def theirs(x: Tensor) -> Tensor:
         gate, linear = x.chunk(2, -1)
@@ -121,7 +122,7 @@ def swiglu(size: Size) -> Case:
 
 def weighted_swiglu(size: Size) -> Case:
     half = 8 * size.hidden // 3 // 64 * 64
-    x, p = _random(size, size.tokens, 2 * half), torch.rand(size.tokens, 1)
+    x, p = random(size, size.tokens, 2 * half), torch.rand(size.tokens, 1)
 
     def theirs(x: Tensor, p: Tensor) -> Tensor:
         gate, linear = x.chunk(2, -1)
@@ -133,8 +134,8 @@ def weighted_swiglu(size: Size) -> Case:
 
 
 def bias_residual(size: Size) -> Case:
-    x, r = (_random(size, size.tokens, 1, size.hidden) for _ in range(2))
-    b = _random(size, size.hidden)
+    x, r = (random(size, size.tokens, 1, size.hidden) for _ in range(2))
+    b = random(size, size.hidden)
     return Case(
         [x, b, r],
         lambda x, b, r: kernels.bias_dropout_add(x, b, r, 0.0),
@@ -144,8 +145,8 @@ def bias_residual(size: Size) -> Case:
 
 
 def bias_dropout_residual(size: Size) -> Case:
-    x, r = (_random(size, size.tokens, 1, size.hidden) for _ in range(2))
-    b = _random(size, size.hidden)
+    x, r = (random(size, size.tokens, 1, size.hidden) for _ in range(2))
+    b = random(size, size.hidden)
     return Case(
         [x, b, r],
         lambda x, b, r: kernels.bias_dropout_add(x, b, r, 0.1),
@@ -157,7 +158,7 @@ def bias_dropout_residual(size: Size) -> Case:
 
 def causal_softmax(size: Size) -> Case:
     heads, length = 16, min(size.tokens, 1024)
-    x = _random(size, 1, heads, length, length)
+    x = random(size, 1, heads, length, length)
     later = torch.ones(length, length, dtype=torch.bool).triu(1)
 
     def theirs(x: Tensor) -> Tensor:
@@ -170,7 +171,7 @@ def causal_softmax(size: Size) -> Case:
 
 def masked_softmax(size: Size) -> Case:
     heads, length = 16, min(size.tokens, 1024)
-    x = _random(size, 1, heads, length, length)
+    x = random(size, 1, heads, length, length)
     mask = torch.rand(1, 1, length, length) < 0.3
     npu_mask = mask.to("npu")
 
@@ -181,7 +182,7 @@ def masked_softmax(size: Size) -> Case:
 
 
 def rope(size: Size) -> Case:
-    x = _random(size, size.tokens, 1, size.hidden // HEAD, HEAD)
+    x = random(size, size.tokens, 1, size.hidden // HEAD, HEAD)
     freqs = torch.outer(torch.arange(size.tokens).float(), 1e4 ** -torch.linspace(0, 1, HEAD // 2))
     freqs = torch.cat((freqs, freqs), -1).view(size.tokens, 1, 1, HEAD)
     cos, sin, npu_freqs = freqs.cos().to(size.dtype), freqs.sin().to(size.dtype), freqs.to("npu")
@@ -195,7 +196,7 @@ def rope(size: Size) -> Case:
 
 def cross_entropy(size: Size) -> Case:
     rows = size.tokens // 4  # a quarter of the vocabulary's logits, as on 4 tensor-parallel ranks
-    x, target = _random(size, rows, VOCABULARY), torch.randint(VOCABULARY, (rows,))
+    x, target = random(size, rows, VOCABULARY), torch.randint(VOCABULARY, (rows,))
     npu_target = target.to("npu")
 
     def eager(x: Tensor) -> Tensor:
@@ -213,7 +214,7 @@ def cross_entropy(size: Size) -> Case:
 
 def embedding_grad(size: Size) -> Case:
     """Added to a float32 gradient buffer, as Megatron keeps one."""
-    grad, ids = _random(size, size.tokens, size.hidden), torch.randint(VOCABULARY, (size.tokens,))
+    grad, ids = random(size, size.tokens, size.hidden), torch.randint(VOCABULARY, (size.tokens,))
     table = torch.zeros(VOCABULARY, size.hidden)
     npu_ids, npu_table = ids.to("npu"), table.to("npu")
     return Case(
@@ -226,7 +227,7 @@ def embedding_grad(size: Size) -> Case:
 
 
 def l2_norm(size: Size) -> Case:
-    grads = [_random(size, size.tokens, size.hidden) for _ in range(4)]
+    grads = [random(size, size.tokens, size.hidden) for _ in range(4)]
 
     def theirs(*grads: Tensor) -> Tensor:
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
@@ -243,7 +244,7 @@ def l2_norm(size: Size) -> Case:
 
 def token_permutation(size: Size) -> Case:
     """Tokens to the rows of 2 of 8 experts each, and back, weighted; torch as Megatron without fusions."""
-    x, probs = _random(size, size.tokens, size.hidden), torch.rand(size.tokens, 8)
+    x, probs = random(size, size.tokens, size.hidden), torch.rand(size.tokens, 8)
     routing_map = torch.zeros(size.tokens, 8, dtype=torch.bool)
     routing_map.scatter_(1, torch.rand(size.tokens, 8).topk(2).indices, True)
     rows = kernels.permutation(routing_map.to("npu"))
@@ -266,7 +267,7 @@ def token_permutation(size: Size) -> Case:
 def attention(size: Size) -> Case:
     heads = size.hidden // HEAD
     shape = (1, heads, size.tokens, HEAD)
-    inputs = [_random(size, *shape) for _ in range(3)]
+    inputs = [random(size, *shape) for _ in range(3)]
     return Case(
         inputs,
         lambda q, k, v: kernels.attention(q, k, v, causal=True, layout="bhsd"),
@@ -278,8 +279,8 @@ def attention(size: Size) -> Case:
 
 def grouped_attention(size: Size) -> Case:
     heads = size.hidden // HEAD
-    query = _random(size, 1, heads, size.tokens, HEAD)
-    key, value = (_random(size, 1, heads // 4, size.tokens, HEAD) for _ in range(2))
+    query = random(size, 1, heads, size.tokens, HEAD)
+    key, value = (random(size, 1, heads // 4, size.tokens, HEAD) for _ in range(2))
     return Case(
         [query, key, value],
         lambda q, k, v: kernels.attention(q, k, v, causal=True, layout="bhsd"),
@@ -293,7 +294,7 @@ def adamw(size: Size) -> Case:
     """A step over one matrix (hidden, 4 hidden); bfloat16: gradients of that dtype, and a copy of weights."""
     shape = (size.hidden, 4 * size.hidden)
     p, m, v = torch.randn(shape), torch.randn(shape), torch.rand(shape)
-    g = _random(size, *shape)
+    g = random(size, *shape)
     ours = [t.to("npu") for t in (p, g, m, v)]
     half = size.dtype != torch.float32
     copies = [ours[0].to(size.dtype)] if half else []

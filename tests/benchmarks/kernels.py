@@ -11,8 +11,9 @@ as many bytes, both timed in turns with it. A small case lies in the cache, wher
 slower. The errors are those of our and torch's results against float64, relative to the largest value.
 
 Marks: kernels bound by memory >= 2x torch's eager composite and >= 80 % of the memory's bandwidth; attention
->= 1.5x scaled_dot_product_attention; AdamW >= 1.2x torch.optim.AdamW(fused=True) and >= 80 % of the bandwidth.
-A mark holds for the median over the sizes. `--compile` adds torch.compile of the composite.
+>= 1.5x scaled_dot_product_attention; AdamW >= 1.2x torch.optim.AdamW(fused=True) and >= 80 % of the
+bandwidth; matrix products have none. A mark holds for the median over the sizes. `--compile` adds
+torch.compile of the composite.
 
 Both sides run under a malloc that keeps freed memory (the script starts itself again with glibc's settings):
 otherwise fresh pages, not kernels, decide.
@@ -39,6 +40,7 @@ sys.path.insert(0, str(ROOT))
 import mindspeed_ms.patch  # noqa: E402, F401 - switches the device on
 
 from tests.benchmarks.kernel_cases import CASES, FASTER, Case, Size  # noqa: E402
+from tests.benchmarks.kernel_product_cases import PRODUCTS  # noqa: E402
 from tests.benchmarks.report import Report, arguments, paired  # noqa: E402
 
 THREADS = 2
@@ -185,7 +187,7 @@ def main() -> int:
     report = Report("kernels", "fused kernels, forward + backward, over torch's composite on CPU", options)
     found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     kinds = {}
-    for name, build in CASES.items():
+    for name, build in (CASES | PRODUCTS).items():
         for size in sizes(options.quick):
             if not re.search(options.case, name) or not re.search(options.size, size.name):
                 continue
