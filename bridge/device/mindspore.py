@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
@@ -108,6 +110,16 @@ def dtype_of(dtype: torch.dtype):
         if candidate is dtype:
             return getattr(ms, name)
     raise TypeError(f"{dtype} has no MindSpore counterpart.")
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keeps other threads from MindSpore: on CPU it crashes when two run it at once. May be nested."""
+    _runtime.lock_mindspore()
+    try:
+        yield
+    finally:
+        _runtime.unlock_mindspore()
 
 
 def module() -> ModuleType:

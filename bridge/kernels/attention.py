@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from mindspeed_ms.kernels.backend import counted, draw_seed, dtype_code, native
+from mindspeed_ms.kernels.backend import counted, draw_seed, dtype_code, native, version
 from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
 
@@ -131,7 +131,7 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-_judged: tuple[weakref.ref, tuple[int, int, int], bool] | None = None
+_judged: tuple[weakref.ref, tuple[int | None, int, int], bool] | None = None
 
 
 def mask_is_causal(mask: torch.Tensor, s: int, sk: int) -> bool:
@@ -141,14 +141,15 @@ def mask_is_causal(mask: torch.Tensor, s: int, sk: int) -> bool:
     about (until it is written to): one iteration of Megatron passes the same one to every layer.
     """
     global _judged
-    now = (mask._version, s, sk)
+    now = (version(mask), s, sk)
     if _judged is not None and _judged[0]() is mask and _judged[1] == now:
         return _judged[2]
     verdict = mask.dtype == torch.bool and mask.shape[-2:] == (s, sk) and mask.numel() == s * sk
     if verdict:
         causal = torch.ones(s, sk, dtype=torch.bool, device=mask.device).triu(sk - s + 1)
         verdict = torch.equal(mask.reshape(s, sk), causal)
-    _judged = (weakref.ref(mask), now, verdict)
+    if now[0] is not None:
+        _judged = (weakref.ref(mask), now, verdict)
     return verdict
 
 

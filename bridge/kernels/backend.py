@@ -97,6 +97,11 @@ def launch(kernel: str, tensor: torch.Tensor, *arguments: Any) -> Any:
         return getattr(native(), kernel)(*arguments)
 
 
+def version(tensor: torch.Tensor) -> int | None:
+    """What changes when the tensor is written to; None for one of inference mode, which keeps no count."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def draw_seed(like: torch.Tensor, generator: torch.Generator | None = None) -> int:
     """A seed from `generator`, by default that of the tensor's device: RNG trackers and recompute know it."""
     return int(torch.empty((), dtype=torch.int64, device=like.device).random_(generator=generator))

@@ -144,9 +144,11 @@ def _counted(kernel: str, tensors: Sequence[torch.Tensor]) -> AbstractContextMan
     return _runtime.Timed(f"mindspeed_ms::{kernel}", tensors[0].dtype, on_mindspore=True)
 
 
-def _place() -> AbstractContextManager[Any]:
+@contextmanager
+def _place() -> Iterator[None]:
     """Where MindSpore's operators run: the device, or in a dry run on the CPU target "meta"."""
-    return nullcontext() if on_ascend() else mindspore.module().DeviceCtx("meta")
+    with mindspore.alone(), nullcontext() if on_ascend() else mindspore.module().DeviceCtx("meta"):
+        yield
 
 
 def _lend(tensors: Iterable[torch.Tensor]) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, launch, pointer, version
 from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
@@ -13,9 +13,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 #: Layout -> code of csrc/kernels/rope.inl.
 LAYOUTS = {"half": 0, "interleaved": 1, "to_half": 2}
 
+#: What was made of a tensor, kept while it lives and is not written to: (version and arguments, result).
 _tables: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
 _positions: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -87,7 +86,8 @@ def packed_positions(cu_seqlens: torch.Tensor, tokens: int, ranks: int = 1, rank
     other (Transformer Engine's order). Tokens after the last sequence are padding and have position 0.
     ValueError for sequences that do not divide, or are more than the tokens.
     """
-    known, key = _positions.get(cu_seqlens), (cu_seqlens._version, tokens, ranks, rank)
+    key = (version(cu_seqlens), tokens, ranks, rank)
+    known = _positions.get(cu_seqlens)
     if known is not None and known[0] == key:
         return known[1]
     sums = cu_seqlens.tolist()
@@ -105,7 +105,8 @@ def packed_positions(cu_seqlens: torch.Tensor, tokens: int, ranks: int = 1, rank
             places[at : at + chunk] = torch.arange(number * chunk, (number + 1) * chunk)
             at += chunk
     places = places.to(cu_seqlens.device)
-    _positions[cu_seqlens] = (key, places)
+    if key[0] is not None:
+        _positions[cu_seqlens] = (key, places)
     return places
 
 
@@ -177,14 +178,16 @@ def _turn_composite(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layou
 
 def _cos_sin(freqs: torch.Tensor, mscale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """fp32 tables of the angles, kept while `freqs` lives: every layer turns by the same ones."""
+    key = (version(freqs), mscale)
     known = _tables.get(freqs)
-    key = (freqs._version, mscale)
-    if known is None or known[0] != key:
-        with torch.no_grad():
-            wide = freqs.detach().float()
-            known = (key, (torch.cos(wide) * mscale).contiguous(), (torch.sin(wide) * mscale).contiguous())
-        _tables[freqs] = known
-    return known[1], known[2]
+    if known is not None and known[0] == key:
+        return known[1]
+    with torch.no_grad():
+        wide = freqs.detach().float()
+        pair = (torch.cos(wide) * mscale).contiguous(), (torch.sin(wide) * mscale).contiguous()
+    if key[0] is not None:
+        _tables[freqs] = (key, pair)
+    return pair
 
 
 class _Rope(torch.autograd.Function):

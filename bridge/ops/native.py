@@ -1,4 +1,4 @@
-"""Route csrc: our own kernels (mindspeed_ms.kernels.aten) for operators of the table.
+"""Route csrc: our own kernels (mindspeed_ms.kernels.aten, aten_nn) for operators of the table.
 
 They take contiguous tensors of one native dtype, so the functions here only sort out what the kernels do not
 take. In-place kernels write the first argument where it lies; the C++ kernel calls them where that is
@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 import torch
-from mindspeed_ms.kernels import aten, matmul, moving
+from mindspeed_ms.kernels import aten, aten_nn, matmul, moving
 from mindspeed_ms.ops import schemas
 from mindspeed_ms.ops.registry import Lowering
 
@@ -86,12 +86,12 @@ def _whole(kernel: Kernel) -> Kernel:
 def layer_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Any:
-    return aten.native_layer_norm(x, shape, weight, bias, eps) if prod(shape) >= 8 else NotImplemented
+    return aten_nn.native_layer_norm(x, shape, weight, bias, eps) if prod(shape) >= 8 else NotImplemented
 
 
 def layer_norm_backward(grad: Tensor, x: Tensor, shape: Sequence[int], *rest: Any) -> Any:
     # Rows of a few columns have next to no variance: what is left of their gradient is rounding, magnified.
-    return aten.native_layer_norm_backward(grad, x, shape, *rest) if prod(shape) >= 8 else NotImplemented
+    return aten_nn.native_layer_norm_backward(grad, x, shape, *rest) if prod(shape) >= 8 else NotImplemented
 
 
 def _same_shapes(*tensors: Tensor) -> bool:
@@ -137,7 +137,7 @@ def vector_norm(
 def embedding_backward(
     grad: Tensor, indices: Tensor, rows: int, padding_idx: int, scale_by_freq: bool
 ) -> Any:
-    return aten.embedding_dense_backward(grad, indices, rows, padding_idx, scale_by_freq)
+    return aten_nn.embedding_dense_backward(grad, indices, rows, padding_idx, scale_by_freq)
 
 
 def cat(tensors: Sequence[Tensor], dim: int) -> Any:
@@ -151,11 +151,11 @@ def _kernels() -> dict[str, tuple[Kernel, Kernel | None, tuple[torch.dtype, ...]
     }
     found |= {op: (*_binary(name), NATIVE) for op, name in (SUMS | PRODUCTS).items()}
     found |= {
-        f"aten::{name}": (getattr(aten, name), None, NATIVE)
+        f"aten::{name}": (getattr(aten_nn, name), None, NATIVE)
         for name in ("gelu_backward", "silu", "silu_backward")
     }
     found |= {
-        f"aten::{name}": (_last_dim(getattr(aten, name)), None, NATIVE)
+        f"aten::{name}": (_last_dim(getattr(aten_nn, name)), None, NATIVE)
         for name in ("_softmax", "_softmax_backward_data", "_log_softmax", "_log_softmax_backward_data")
     }
     if matmul.available():

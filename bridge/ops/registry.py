@@ -4,7 +4,7 @@ A lowering is a function of all arguments of the functional operator's schema, i
 npu tensors as ``ms.Tensor``; dtypes come as ``torch.dtype``, lists of numbers as Python lists, host scalars
 as Python numbers. It returns fresh tensors of torch's result dtype, one per return of the schema, or
 ``NotImplemented`` for arguments that it does not take, which then run on the host route. In-place and
-``out=`` overloads are derived (:mod:`.schemas`); the C++ kernel (csrc/aten/lowering.cpp) writes their
+``out=`` overloads are derived (:mod:`.schemas`); the C++ kernel (csrc/aten/lowering_kernel.cpp) writes their
 results.
 """
 

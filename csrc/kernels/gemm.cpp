@@ -19,7 +19,8 @@ namespace {
 
 using Dim = std::int64_t;
 
-// oneDNN's threadpool_iface (dnnl_threadpool_iface.hpp), which it calls through its virtual table. It splits a
+// oneDNN's threadpool_iface (dnnl_threadpool_iface.hpp), which it calls through its virtual table. It splits
+// a
 // product, its sums too, by the number of threads that it is told: with `parts` always by that one.
 class Threads {
  public:

@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 from kernel_checks import DTYPES, ISAS, check_against_float64, isa
 from mindspeed_ms import kernels
 from mindspeed_ms.kernels.activation import ACTIVATIONS, glu_composite
+from mindspeed_ms.kernels.attention import mask_is_causal
 from mindspeed_ms.kernels.cross_entropy import cross_entropy_composite
 from mindspeed_ms.kernels.rope import LAYOUTS, rope_composite
 from mindspeed_ms.kernels.softmax import softmax_composite
@@ -341,3 +342,20 @@ def test_embedding_grad(name, dtype):
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_tensors_of_inference_mode():
+    """They keep no version count, by which tables and verdicts are kept: text generation makes such."""
+    x, freqs, sums = torch.randn(8, 2, 4, 16), torch.randn(8, 1, 1, 16), torch.tensor([0, 3, 8])
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.bool).triu(1)
+    with torch.inference_mode():
+        inside = [t.clone() for t in (x, freqs, sums, mask)]
+        turned = kernels.rope(inside[0], inside[1])
+        inside[1].add_(1.0)
+        moved = kernels.rope(inside[0], inside[1])
+        positions = kernels.packed_positions(inside[2], 8)
+        causal = mask_is_causal(inside[3], 8, 8)
+    assert torch.equal(turned, kernels.rope(x, freqs))
+    assert torch.equal(moved, kernels.rope(x, freqs + 1.0))
+    assert positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert causal

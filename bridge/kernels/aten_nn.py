@@ -1,0 +1,181 @@
+"""ATen's activations, softmaxes, layer norm, embedding gradient on the native kernels: as :mod:`.aten`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from mindspeed_ms.kernels.backend import dtype_code, native, pointer
+from mindspeed_ms.kernels.embedding import embedding_grad
+
+Tensor = torch.Tensor
+
+#: Codes of csrc/kernels/activation.inl.
+_GELU = {"none": 1, "tanh": 0}
+_SILU = 3
+
+
+def _activate(code: int, x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    native().activation_forward(code, pointer(x), 0, pointer(y), 1, x.numel(), dtype_code(x), 0)
+    return y
+
+
+def _activate_backward(code: int, grad: Tensor, x: Tensor) -> Tensor:
+    dx = torch.empty_like(x)
+    native().activation_backward(
+        code, pointer(grad), pointer(x), 0, pointer(dx), 0, 1, x.numel(), dtype_code(x), 0
+    )
+    return dx
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """aten::gelu."""
+    return _activate(_GELU[approximate], x)
+
+
+def gelu_backward(grad: Tensor, x: Tensor, approximate: str = "none") -> Tensor:
+    """aten::gelu_backward; grad in x's dtype."""
+    return _activate_backward(_GELU[approximate], grad, x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """aten::silu."""
+    return _activate(_SILU, x)
+
+
+def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """aten::silu_backward; grad in x's dtype."""
+    return _activate_backward(_SILU, grad, x)
+
+
+def _softmax_call(logarithm: bool, x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    cols = x.shape[-1]
+    rows = x.numel() // cols if cols else 0
+    native().softmax_forward(
+        logarithm, False, pointer(x), 0, pointer(y), rows, cols, 1, 1, 0, 0, 0, 1.0, dtype_code(x)
+    )
+    return y
+
+
+def _softmax_backward_call(logarithm: bool, grad: Tensor, y: Tensor) -> Tensor:
+    dx = torch.empty_like(y)
+    cols = y.shape[-1]
+    rows = y.numel() // cols if cols else 0
+    native().softmax_backward(
+        logarithm, pointer(grad), pointer(y), 0, pointer(dx), rows, cols, 1, 1, 0, 0, 0, 1.0, dtype_code(y)
+    )
+    return dx
+
+
+def _softmax(x: Tensor, dim: int = -1, half_to_float: bool = False) -> Tensor:
+    """aten::_softmax over the last dimension."""
+    _last(x, dim)
+    return _softmax_call(False, x)
+
+
+def _softmax_backward_data(grad: Tensor, output: Tensor, dim: int = -1, dtype: object = None) -> Tensor:
+    """aten::_softmax_backward_data over the last dimension."""
+    _last(output, dim)
+    return _softmax_backward_call(False, grad, output)
+
+
+def _log_softmax(x: Tensor, dim: int = -1, half_to_float: bool = False) -> Tensor:
+    """aten::_log_softmax over the last dimension."""
+    _last(x, dim)
+    return _softmax_call(True, x)
+
+
+def _log_softmax_backward_data(grad: Tensor, output: Tensor, dim: int = -1, dtype: object = None) -> Tensor:
+    """aten::_log_softmax_backward_data over the last dimension."""
+    _last(output, dim)
+    return _softmax_backward_call(True, grad, output)
+
+
+def _last(x: Tensor, dim: int) -> None:
+    if x.dim() == 0 or dim % x.dim() != x.dim() - 1:
+        raise ValueError(f"native softmax runs over the last dimension, not {dim} of {tuple(x.shape)}")
+
+
+def _norm_shape(x: Tensor, normalized_shape: Sequence[int]) -> tuple[int, int, tuple[int, ...]]:
+    cols = math.prod(normalized_shape)
+    lead = x.dim() - len(normalized_shape)
+    return (x.numel() // cols if cols else 0), cols, (*x.shape[:lead], *(1 for _ in normalized_shape))
+
+
+def native_layer_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """aten::native_layer_norm: (y, mean, rstd), statistics in fp32; weight and bias share one dtype."""
+    rows, cols, shape = _norm_shape(x, normalized_shape)
+    y = torch.empty_like(x)
+    mean, rstd = (torch.empty(shape, dtype=torch.float32, device=x.device) for _ in range(2))
+    native().norm_forward(
+        True,
+        pointer(x),
+        0,
+        pointer(weight),
+        pointer(bias),
+        0,
+        pointer(y),
+        pointer(mean),
+        pointer(rstd),
+        rows,
+        cols,
+        eps,
+        0.0,
+        dtype_code(x),
+        dtype_code(bias if weight is None else weight),
+    )
+    return y, mean, rstd
+
+
+def native_layer_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """aten::native_layer_norm_backward; mean and rstd in fp32."""
+    rows, cols, _ = _norm_shape(x, normalized_shape)
+    dx = torch.empty_like(x) if output_mask[0] else None
+    wide = {"dtype": torch.float32, "device": x.device}
+    dweight = torch.empty(tuple(normalized_shape), **wide) if output_mask[1] and weight is not None else None
+    dbias = torch.empty(tuple(normalized_shape), **wide) if output_mask[2] and bias is not None else None
+    native().norm_backward(
+        True,
+        pointer(grad),
+        pointer(x),
+        pointer(weight),
+        0,
+        pointer(mean),
+        pointer(rstd),
+        pointer(dx),
+        pointer(dweight),
+        pointer(dbias),
+        rows,
+        cols,
+        0.0,
+        dtype_code(x),
+        dtype_code(weight),
+    )
+    return (
+        dx,
+        None if dweight is None else dweight.to(weight.dtype),
+        None if dbias is None else dbias.to(bias.dtype),
+    )
+
+
+def embedding_dense_backward(
+    grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
+) -> Tensor:
+    """aten::embedding_dense_backward."""
+    return embedding_grad(
+        grad, indices, num_weights, padding_idx=padding_idx, scale_grad_by_freq=scale_grad_by_freq
+    )
