@@ -235,9 +235,10 @@ class _Recorded(torch.autograd.Function):
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         found: Any = ()
         if leaves:
+            lent = tuple(_lend(given))  # before the place: a strided gradient is copied by the device itself
             with _place(), _counted(ctx.kernel, given):
                 found = _c_expression.run_backward(
-                    results, tuple(_lend(given)), keep, False, leaves, True, accumulate_grad=False
+                    results, lent, keep, False, leaves, True, accumulate_grad=False
                 )
         if not keep:
             ctx.leaves = ctx.results = None
