@@ -34,8 +34,9 @@ def adam_step(
 ) -> None:
     """One in-place step of AdamW (`decoupled`) or Adam with L2 (torch.optim.AdamW / Adam, apex FusedAdam).
 
-    params, exp_avgs, exp_avg_sqs: fp32 (float64 runs the composite); grads: fp32, bf16 or fp16,
-    multiplied by grad_scale; copies (bf16 or fp16 model weights beside fp32 masters) receive the new
+    params, exp_avgs, exp_avg_sqs: fp32 (others run the composite, which computes 16-bit params in fp32);
+    grads: fp32, bf16 or fp16, multiplied by grad_scale; copies (bf16 or fp16 model weights beside fp32
+    masters) receive the new
     parameters. The four or five tensors of one parameter have one shape and layout. `step` counts from 1.
     """
     if step < 1:
@@ -79,14 +80,17 @@ def adam_step(
             )
             continue
         for i, (p, g, m, v) in enumerate(zip(*columns[:4], strict=True)):
-            g = g.to(p.dtype) * (-grad_scale if maximize else grad_scale)
+            wide = p.to(torch.promote_types(p.dtype, torch.float32))
+            g = g.to(wide.dtype) * (-grad_scale if maximize else grad_scale)
             if decoupled:
-                p.mul_(1.0 - lr * weight_decay)
+                wide.mul_(1.0 - lr * weight_decay)
             else:
-                g = g + weight_decay * p
+                g = g + weight_decay * wide
             m.mul_(betas[0]).add_(g, alpha=1.0 - betas[0])
             v.mul_(betas[1]).addcmul_(g, g, value=1.0 - betas[1])
-            p.addcdiv_(m, (v / correction2).sqrt_().add_(eps), value=-lr / correction1)
+            wide.addcdiv_(m, (v / correction2).sqrt_().add_(eps), value=-lr / correction1)
+            if wide is not p:
+                p.copy_(wide)
             if columns[4]:
                 columns[4][i].copy_(p)
 

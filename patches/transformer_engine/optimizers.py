@@ -21,7 +21,8 @@ def _shard(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """AdamW (``adam_w_mode``) or Adam with L2. State of a parameter: ``exp_avg`` and ``exp_avg_sq``.
+    """AdamW (``adam_w_mode``) or Adam with L2. State of a parameter: ``exp_avg`` and ``exp_avg_sq``, in
+    float32 for 16-bit parameters, too.
 
     The number of steps is ``step`` of each parameter group, an int; a group without parameters has none.
     Raises NotImplementedError for ``amsgrad``, for lower-precision state and for master weights.
@@ -78,7 +79,10 @@ class FusedAdam(torch.optim.Optimizer):
                 # As in Transformer Engine, without a gradient too: an empty shard of Megatron FSDP has none,
                 # and saving is collective, once for each tensor that some rank has.
                 if "exp_avg" not in self.state[p]:
-                    self.state[p] |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                    dtype = torch.promote_types(p.dtype, torch.float32)
+                    self.state[p] |= {
+                        name: torch.zeros_like(p, dtype=dtype) for name in ("exp_avg", "exp_avg_sq")
+                    }
             params = [p for p in group["params"] if p.grad is not None and _shard(p).numel()]
             if params:
                 adam_step(

@@ -119,3 +119,20 @@ def test_weight_gradient_accumulates_in_float32(dtype):
     lent = main_grad.to("npu")
     accumulate_weight_gradient(x.to("npu"), grad.to("npu"), lent)
     close(lent.cpu(), exact, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("layout", ["transposed", "columns", "no rows"])
+def test_weight_gradient_into_what_is_not_contiguous(layout, wide, dtype):
+    """Also into a 16-bit buffer, and of no rows: what lies beside the buffer, and what is in it, stays."""
+    rows = 0 if layout == "no rows" else 30
+    x, grad = torch.randn(rows, 24).to(dtype).to("npu"), torch.randn(rows, 40).to(dtype).to("npu")
+    whole = torch.randn(40, 48).to(torch.float32 if wide else dtype).to("npu")
+    main_grad = whole.view(48, 40)[:24].t() if layout == "transposed" else whole[:, :24]
+    before = whole.clone()
+    expected = main_grad.cpu().double() + grad.cpu().double().t() @ x.cpu().double()
+    accumulate_weight_gradient(x, grad, main_grad)
+    close(main_grad.cpu(), expected, main_grad.dtype)
+    beside = [t.view(48, 40)[24:] if layout == "transposed" else t[:, 24:] for t in (whole, before)]
+    assert torch.equal(*beside)

@@ -50,6 +50,26 @@ def test_resumes_from_its_own_state_and_from_that_of_torch(writer):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_of_16_bits_have_state_and_arithmetic_of_32(dtype):
+    """In 16 bits eps vanishes beside nothing: the first update of an element without gradient was NaN."""
+    exact = [torch.nn.Parameter(p.detach().to(dtype).double()) for p in parameters()]
+    ours, torchs = ([torch.nn.Parameter(p.detach().to(dtype)) for p in exact] for _ in range(2))
+    fused = FusedAdam(ours, lr=0.01, weight_decay=DECAY)
+    others = [torch.optim.AdamW(p, lr=0.01, weight_decay=DECAY, fused=True) for p in (exact, torchs)]
+    for step in range(8):
+        for index, triple in enumerate(zip(exact, ours, torchs, strict=True)):
+            grad = torch.sin(triple[0].detach() * (index + 1) + step).to(dtype)
+            grad[0] = 0.0
+            for p in triple:
+                p.grad = grad.to(p.dtype)
+        for optimizer in (fused, *others):
+            optimizer.step()
+    for e, o, t in zip(exact, ours, torchs, strict=True):
+        assert fused.state[o]["exp_avg"].dtype == fused.state[o]["exp_avg_sq"].dtype == torch.float32
+        assert (o.double() - e).abs().max() <= (t.double() - e).abs().max()
+
+
 def test_state_is_empty_before_the_first_step():
     optimizer = FusedAdam(parameters())
     optimizer.load_state_dict(optimizer.state_dict())
