@@ -6,12 +6,17 @@ import itertools
 import math
 import weakref
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mindspeed_ms.kernels.backend import counted, draw_seed, dtype_code, native, version
 from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
+
+Tensor = torch.Tensor
+Pair = tuple[torch.Tensor, torch.Tensor]
+Sequences = tuple[tuple[int, int, int, int, int, int], ...]
+"""(batch, *Segment) of each sequence: AttentionSequence in csrc."""
 
 LAYOUTS = {"sbhd": (1, 0, 2), "bshd": (0, 1, 2), "bhsd": (0, 2, 1)}
 """Where a layout keeps (batch, row, head); the last dimension is the head's."""
@@ -39,30 +44,30 @@ class _Plan:
     scale: float
     softcap: float
     window: tuple[int, int]  # -1: no bound
-    sequences: tuple[tuple[int, int, int, int, int, int], ...]  # (batch, *Segment): AttentionSequence in csrc
+    sequences: Sequences
     drop: int  # of 65536
     seed: int
 
 
 def attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     *,
     causal: bool = False,
-    mask: torch.Tensor | None = None,
+    mask: Tensor | None = None,
     window: tuple[int, int] | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
     dropout: float = 0.0,
-    sink: torch.Tensor | None = None,
-    cu_seqlens_q: torch.Tensor | None = None,
-    cu_seqlens_k: torch.Tensor | None = None,
+    sink: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
     segments: tuple[Segment, ...] | None = None,
     shift: int | None = None,
     layout: str = "sbhd",
     return_lse: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale * query @ key^T) @ value per head (FlashAttention-2, Dao 2023; flash_attention_score).
 
     query: (s, b, heads, d), key: (sk, b, kv_heads, d), value: (sk, b, kv_heads, dv), all fp32, bf16 or fp16,
@@ -134,7 +139,7 @@ def attention(
 _judged: tuple[weakref.ref, tuple[int | None, int, int], bool] | None = None
 
 
-def mask_is_causal(mask: torch.Tensor, s: int, sk: int) -> bool:
+def mask_is_causal(mask: Tensor, s: int, sk: int) -> bool:
     """Whether bool `mask` hides, for all heads and batch entries, exactly what `causal` hides of the scores.
 
     Causal attention is twice as fast as attention under a mask. The answer is kept for the last mask asked
@@ -153,7 +158,9 @@ def mask_is_causal(mask: torch.Tensor, s: int, sk: int) -> bool:
     return verdict
 
 
-def _check(query, key, value, layout, sink, dropout):
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, layout: str, sink: Tensor | None, dropout: float
+) -> None:
     if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
         raise ValueError(
             f"attention: query, key and value need 4 dimensions ({layout}), got "
@@ -174,10 +181,10 @@ def _check(query, key, value, layout, sink, dropout):
 
 
 def packed_segments(
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor | None = None,
-    cu_seqlens_q_padded: torch.Tensor | None = None,
-    cu_seqlens_k_padded: torch.Tensor | None = None,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor | None = None,
+    cu_seqlens_q_padded: Tensor | None = None,
+    cu_seqlens_k_padded: Tensor | None = None,
     *,
     shift: int | None = None,
 ) -> tuple[Segment, ...]:
@@ -205,7 +212,7 @@ def packed_segments(
     return tuple(segments)
 
 
-def _sequences(b, s, sk, shift, segments):
+def _sequences(b: int, s: int, sk: int, shift: int | None, segments: tuple[Segment, ...] | None) -> Sequences:
     if segments is None:
         return tuple((i, 0, s, 0, sk, sk - s if shift is None else shift) for i in range(b))
     for segment in segments:
@@ -214,7 +221,7 @@ def _sequences(b, s, sk, shift, segments):
     return tuple((0, *segment) for segment in segments)
 
 
-def _unfit(query, key, value, plan, with_lse):
+def _unfit(query: Tensor, key: Tensor, value: Tensor, plan: _Plan, with_lse: bool) -> str | None:
     """Why MindSpore's flash attention does not take this call, or None."""
     width, bounded = query.shape[-1], plan.window != (-1, -1)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
@@ -233,9 +240,9 @@ def _unfit(query, key, value, plan, with_lse):
     return next((reason for refused, reason in reasons if refused), None)
 
 
-def _tiles(sequences, s, sk):
+def _tiles(sequences: Sequences, s: int, sk: int) -> bool:
     """Whether the sequences of a batch entry cover its queries and keys one after the other."""
-    ends = {}
+    ends: dict[int, tuple[int, int]] = {}
     for i, q_begin, q_len, k_begin, k_len, _ in sequences:
         if (q_begin, k_begin) != ends.get(i, (0, 0)) or not q_len or not k_len:
             return False
@@ -243,7 +250,9 @@ def _tiles(sequences, s, sk):
     return all(end == (s, sk) for end in ends.values())
 
 
-def _on_ascend(query, key, value, mask, plan, packed):
+def _on_ascend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plan: _Plan, packed: bool
+) -> Pair:
     options = {"scale": plan.scale, "dropout": plan.drop / 65536}
     if plan.drop:
         options["seed"] = plan.seed
@@ -270,7 +279,7 @@ def _on_ascend(query, key, value, mask, plan, packed):
     return out.permute(*(order.index(i) for i in range(3)), 3), lse
 
 
-def _problem(query, key, value, mask, plan):
+def _problem(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plan: _Plan) -> Any:
     heads, kv_heads = query.shape[LAYOUTS[plan.layout][2]], key.shape[LAYOUTS[plan.layout][2]]
     hidden = (0, 0, 0, 0)
     if mask is not None:
@@ -288,11 +297,11 @@ def _problem(query, key, value, mask, plan):
     )
 
 
-def _view(tensor, layout):
+def _view(tensor: Tensor, layout: str) -> tuple[int, ...]:
     return (tensor.data_ptr(), *(tensor.stride(i) for i in LAYOUTS[layout]))
 
 
-def _rows_contiguous(tensor):
+def _rows_contiguous(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
 
 
@@ -352,7 +361,7 @@ class _Attention(torch.autograd.Function):
         return (*wanted, None, None)
 
 
-def with_sink(out, lse, sink, layout):
+def with_sink(out: Tensor, lse: Tensor, sink: Tensor, layout: str) -> Pair:
     """The softmax with one more score per head: it only takes weight away from the others."""
     total = torch.logaddexp(lse, sink.to(lse.dtype).view(1, -1, 1))
     batch, row, head = LAYOUTS[layout]
@@ -361,7 +370,7 @@ def with_sink(out, lse, sink, layout):
     return (out * kept.permute(*order, 3).to(out.dtype)), total
 
 
-def _visible(sequence, window, device):
+def _visible(sequence: tuple[int, ...], window: tuple[int, int], device: torch.device) -> Tensor:
     """bool (s, sk): the keys that each query of one sequence sees."""
     _, _, s, _, sk, shift = sequence
     at = torch.arange(s, device=device).view(-1, 1) + shift
@@ -374,7 +383,7 @@ def _visible(sequence, window, device):
     return seen
 
 
-def attention_keep(plan_sequences, heads: int, index: int, drop: int, seed: int) -> torch.Tensor:
+def attention_keep(plan_sequences: Sequences, heads: int, index: int, drop: int, seed: int) -> Tensor:
     """Dropout factors (heads, s, sk), 0 or 1 / (1 - p), of sequence `index`: what the csrc kernels draw."""
     sequence = plan_sequences[index]
     keep = torch.empty(heads, sequence[2], sequence[4])
@@ -385,18 +394,20 @@ def attention_keep(plan_sequences, heads: int, index: int, drop: int, seed: int)
     return keep
 
 
-def _composite(query, key, value, mask, plan):
+def _composite(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plan: _Plan) -> Pair:
     """The reference in torch operators, any floating dtype; holds the scores."""
     batch, row, head = LAYOUTS[plan.layout]
     q, k, v = (t.permute(batch, head, row, 3) for t in (query, key, value))
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    outs = [[] for _ in range(q.shape[0])]  # of each batch entry, in the order of its rows
-    sums = [[] for _ in range(q.shape[0])]
+    outs: list[list[Tensor]] = [
+        [] for _ in range(q.shape[0])
+    ]  # of each batch entry, in the order of its rows
+    sums: list[list[Tensor]] = [[] for _ in range(q.shape[0])]
     ends = [0] * q.shape[0]
 
-    def leave_out(i, rows):
+    def leave_out(i: int, rows: int) -> None:
         nothing = q[i, :, :rows, :0].sum(-1, keepdim=True)  # zeros that have a gradient of zeros
         outs[i].append(nothing.expand(-1, -1, v.shape[-1]))
         sums[i].append(torch.full((q.shape[1], rows), -math.inf, dtype=wide, device=q.device))

@@ -64,7 +64,14 @@ def embedding_grad(
     return table
 
 
-def _embedding_grad_composite(rows, ids, table_rows, padding_idx, scale, out):
+def _embedding_grad_composite(
+    rows: torch.Tensor,
+    ids: torch.Tensor,
+    table_rows: int,
+    padding_idx: int,
+    scale: torch.Tensor | None,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
     keep = (ids >= 0) & (ids < table_rows) & (ids != padding_idx)
     if scale is not None:
         rows = rows * scale.to(rows.dtype).unsqueeze(-1)

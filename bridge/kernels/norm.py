@@ -65,7 +65,15 @@ def norm_composite(
     return y if residual is None else (y, total)
 
 
-def _norm(x, weight, bias, eps, zero_centered, residual, center):
+def _norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    zero_centered: bool,
+    residual: torch.Tensor | None,
+    center: bool,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     hidden = x.shape[-1] if x.dim() else 0
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None and parameter.shape != (hidden,):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -250,12 +250,16 @@ def _addresses(tensors: Iterable[torch.Tensor]) -> list[int]:
     return [x.data_ptr() for x in tensors]
 
 
-def _groups(kernel, columns, fp32):
+def _groups(
+    kernel: str, columns: Sequence[Tensors], fp32: Sequence[int]
+) -> Iterator[tuple[bool, list[Tensors]]]:
     for native_part, group, _ in _groups_at(kernel, columns, fp32):
         yield native_part, group
 
 
-def _groups_at(kernel, columns, fp32):
+def _groups_at(
+    kernel: str, columns: Sequence[Tensors], fp32: Sequence[int]
+) -> Iterator[tuple[bool, list[Tensors], list[int]]]:
     """Splits the lists by dtypes into calls of one kernel: (native?, columns, positions).
 
     A position goes native when its tensors share one dense layout, have native dtypes, and those of the

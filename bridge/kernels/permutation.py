@@ -46,7 +46,7 @@ def permutation(routing_map: torch.Tensor, capacity: int | None = None, count: i
     return rows
 
 
-def _permutation_composite(marks, capacity, wanted):
+def _permutation_composite(marks: torch.Tensor, capacity: int | None, wanted: int) -> Rows:
     if capacity is None:
         expert, token = marks.t().nonzero().t()
         return Rows(token[:wanted], expert[:wanted])

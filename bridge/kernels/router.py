@@ -92,7 +92,15 @@ def load_balancing_loss(
     return share * (experts * coefficient / (topk * total_tokens * total_tokens))
 
 
-def _check(logits, topk, score_function, pre_softmax, groups, group_topk):
+def _check(
+    logits: torch.Tensor,
+    topk: int,
+    score_function: str,
+    pre_softmax: bool,
+    groups: int | None,
+    group_topk: int | None,
+) -> int:
+    """The code of the score function; ValueError for arguments that do not fit."""
     if logits.dim() != 2 or not 1 <= topk <= logits.shape[1]:
         raise ValueError(f"router: topk {topk} does not fit logits {tuple(logits.shape)} (tokens, experts)")
     if (score_function, pre_softmax) not in SCORES:
