@@ -165,12 +165,14 @@ def multi_scale(
     for native_part, columns, positions in _groups_at("multi_scale", (inputs, outputs), fp32=()):
         ins, outs = columns
         if not native_part:
-            for k, x in enumerate(ins):
-                found |= not bool(torch.isfinite(x).all())
-                if want_norms:
-                    norms[positions[k]] = float(torch.linalg.vector_norm(x * scale, dtype=torch.float64))
-                if outs:
-                    outs[k].copy_(x * scale)
+            # The device is waited for once, not for each tensor.
+            found |= not bool(torch.stack([torch.isfinite(x).all() for x in ins]).all())
+            if want_norms:
+                wide = [torch.linalg.vector_norm(x * scale, dtype=torch.float64) for x in ins]
+                for position, norm in zip(positions, torch.stack(wide).tolist(), strict=True):
+                    norms[position] = norm
+            for x, out in zip(ins, outs, strict=bool(outs)):
+                out.copy_(x * scale)
             continue
         squares = torch.zeros(len(ins), dtype=torch.float64)
         found |= launch(
