@@ -34,14 +34,14 @@ runtime = CppExtension(
 )
 
 # -fno-math-errno/-fno-trapping-math let the compiler vectorise libm-style code (measured 8x on AdamW);
-# -ffast-math is not used: kernels must keep NaN and Inf.
+# -ffast-math is not used: kernels must keep NaN and Inf. -Wno-psabi: vectors cross no library's boundary.
 native = Extension(
     "mindspeed_ms._native",
     sources(".", "kernels", "comm"),
     include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
     extra_compile_args=[
         "-g0", "-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-pthread",
-        "-fno-math-errno", "-fno-trapping-math",
+        "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
     ],
     extra_link_args=["-pthread", "-lrt"],
     language="c++",
