@@ -7,6 +7,7 @@ for Ascend.
 from mindspeed_ms.kernels.activation import bias_activation, bias_glu
 from mindspeed_ms.kernels.attention import Segment, attention, packed_segments
 from mindspeed_ms.kernels.backend import force_implementation, force_isa, implementation, isa
+from mindspeed_ms.kernels.cached_attention import cached_attention, paged_rows
 from mindspeed_ms.kernels.context_parallel import (
     context_parallel_attention,
     context_parallel_packed_attention,
@@ -39,6 +40,7 @@ __all__ = [
     "bias_activation",
     "bias_dropout_add",
     "bias_glu",
+    "cached_attention",
     "clip_by_norm_",
     "combine_rows",
     "context_parallel_attention",
@@ -61,6 +63,7 @@ __all__ = [
     "newton_schulz",
     "packed_positions",
     "packed_segments",
+    "paged_rows",
     "permutation",
     "rms_norm",
     "rope",

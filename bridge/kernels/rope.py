@@ -123,7 +123,7 @@ def latent_query(
         return latent_query(q.unsqueeze(1), cos, sin, positions).squeeze(1)
     cos, sin = _rows(cos, positions), _rows(sin, positions)
     plain, position = q.split((q.shape[-1] - cos.shape[-1], cos.shape[-1]), dim=-1)
-    return torch.cat((plain, _latent_turn(position, cos, sin)), dim=-1)
+    return torch.cat((plain, turn(position, cos, sin, "to_half")), dim=-1)
 
 
 def latent_key_value(
@@ -145,7 +145,7 @@ def latent_key_value(
         return both[0].squeeze(1), both[1].squeeze(1)
     cos, sin = _rows(cos, positions), _rows(sin, positions)
     key, value = kv.split((key_channels, kv.shape[-1] - key_channels), dim=-1)
-    turned = _latent_turn(position, cos, sin).expand(*key.shape[:-1], -1)
+    turned = turn(position, cos, sin, "to_half").expand(*key.shape[:-1], -1)
     return torch.cat((key, turned), dim=-1), value.contiguous()
 
 
@@ -153,14 +153,19 @@ def _rows(table: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
     return table if positions is None else table.index_select(0, positions.to(table.device))
 
 
-def _latent_turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: str = "half") -> torch.Tensor:
+    """:func:`rope` by tables of cosines and sines instead of angles, without a gradient to them.
+
+    x: (sequence, batch, heads, channels); cos, sin: (sequence or more, 1 or batch, 1, rotary), both halves.
+    """
+    cos, sin = cos[: x.shape[0]], sin[: x.shape[0]]
     chosen = choose("rope", x, refusal=_unfit(x, cos))
     if chosen == "composite":
-        return _turn_composite(x, cos[: x.shape[0]], sin[: x.shape[0]], "to_half")
-    cos, sin = (table[: x.shape[0]].detach().float().contiguous() for table in (cos, sin))
+        return _turn_composite(x, cos, sin, layout)
+    cos, sin = (table.detach().float().contiguous() for table in (cos, sin))
     if chosen == "ascend":
-        return on_mindspore("rope", x, cos, sin, "to_half")
-    return _Rope.apply(x, cos, sin, LAYOUTS["to_half"], False)
+        return on_mindspore("rope", x, cos, sin, layout)
+    return _Rope.apply(x, cos, sin, LAYOUTS[layout], False)
 
 
 def _turn_composite(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: str) -> torch.Tensor:
