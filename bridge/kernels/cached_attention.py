@@ -1,4 +1,4 @@
-"""Attention to keys and values kept in a cache, whole or in blocks, as FlashAttention's inference calls do."""
+"""Attention to keys and values in a cache, whole or in blocks, as FlashAttention's inference calls do."""
 
 from __future__ import annotations
 

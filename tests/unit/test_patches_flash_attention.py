@@ -23,7 +23,7 @@ def exact(query, key, value, causal):
 
 
 def in_blocks(parts, size, table, blocks):
-    """A cache (blocks, size, ...) that holds part i in the blocks that row i of `table` names; NaN elsewhere."""
+    """Cache (blocks, size, ...): part i in the blocks that row i of `table` names, NaN elsewhere."""
     cache = torch.full((blocks, size, *parts[0].shape[1:]), float("nan"))
     for part, row in zip(parts, table, strict=True):
         for number, piece in zip(row, part.split(size), strict=False):
@@ -112,9 +112,7 @@ def test_new_tokens_are_turned_written_and_attended_to(device, paged, interleave
         torch.testing.assert_close(out[i].cpu().double(), expected, rtol=1e-5, atol=1e-5)
         for cache, written in zip(caches, (keys, values), strict=True):
             blocks = cache[table[i].to(device).long()].flatten(0, 1) if paged else cache[i]
-            torch.testing.assert_close(
-                blocks[: length + new].cpu().double(), written, rtol=1e-5, atol=1e-5
-            )
+            torch.testing.assert_close(blocks[: length + new].cpu().double(), written, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_not_implemented_says_so():
