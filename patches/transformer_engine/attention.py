@@ -33,6 +33,7 @@ class DotProductAttention(torch.nn.Module):
 
         super().__init__()
         self._window = window_size
+        self.window_size = _shown_window(attn_mask_type, window_size)
         self.set_context_parallel_group(cp_group, None, None, cp_comm_type)
         config = self.config
         if config.context_parallel_size > 1:
@@ -170,6 +171,14 @@ class DotProductAttention(torch.nn.Module):
         dropout = self._core.attention_dropout.p if self.training else 0.0
         fork = dropout > 0 and not self.config.sequence_parallel
         return get_cuda_rng_tracker().fork() if fork else contextlib.nullcontext()
+
+
+def _shown_window(kind: str, window: tuple[int, int] | None) -> tuple[int, int]:
+    """What Transformer Engine's ``window_size`` says: -1 is no bound, and a causal mask bounds the right."""
+    left, right = (-1, -1) if window is None else window
+    if "causal" in kind:
+        return left, 0
+    return (-1, -1) if (left, right) == (-1, 0) else (left, right)
 
 
 def _scores_mask(

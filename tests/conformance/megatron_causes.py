@@ -13,6 +13,12 @@ _MORE_RANKS = (
 _DOWNLOAD = r"ConnectionError|NameResolution|Max retries exceeded|huggingface\.co|URLError"
 NOT_APPLICABLE: tuple[tuple[str, str, str], ...] = (
     ("", _MORE_RANKS, "the test needs more ranks than the run has"),
+    (r"simple_broadcast\[6-", "not in group", "the test needs more ranks than the run has"),
+    ("test_full_dp_reads", r"== \{'a': \[0\]\}", "the test needs more ranks than the run has"),
+    ("test_cross_check_param_hashes", "assert not True", "the test needs more ranks than the run has"),
+    (r"with_fp32_accumulation\[False", "size=\\(0, 1\\)", "the test needs more ranks than the run has"),
+    ("tokenizers/test_tokenizer", "doesn't exist|/opt/data", "the test needs files of NVIDIA's machines"),
+    ("", "CUDA_HOME", "the test compiles a CUDA extension"),
     ("", _DOWNLOAD, "the test downloads a file"),
     ("", "fp8 needs Transformer Engine|Float8\\w+Scaling", "the test computes in fp8"),
     (r"recompute_forward_backward\[True-", "pytorch.distributed", "the test computes in fp8"),

@@ -206,6 +206,25 @@ def test_packed_sequences_are_what_each_is_alone():
     """)
 
 
+def test_window_size_is_transformer_engines():
+    # check_set_window_size of transformer_engine/pytorch/attention/dot_product_attention/utils.py, 2.2
+    succeeds("""
+        import transformer_engine.pytorch as te
+        from megatron.core.transformer import TransformerConfig
+
+        class Attention(te.DotProductAttention):
+            def __init__(self, **options):
+                self.config = TransformerConfig(num_layers=1, hidden_size=64, num_attention_heads=4)
+                super().__init__(4, 16, **options)
+
+        for kind, given, shown in (
+            ("causal", None, (-1, 0)), ("causal", (10, 0), (10, 0)), ("causal", (10, 10), (10, 0)),
+            ("no_mask", None, (-1, -1)), ("no_mask", (-1, 0), (-1, -1)), ("no_mask", (3, 2), (3, 2)),
+        ):
+            assert Attention(attn_mask_type=kind, window_size=given).window_size == shown, kind
+    """)
+
+
 def test_it_says_that_there_is_no_fp8_hardware():
     out = succeeds("""
         from transformer_engine.pytorch import fp8

@@ -1,0 +1,138 @@
+"""Mamba-2's state-space layer (Dao & Gu 2024) in torch operators: convolution, scan, one step, gated norm.
+
+State of one head, (p, n): h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T; its result: y_t = h_t C_t + D x_t. Sums
+are in fp32 (float64 for float64 inputs), results in the dtype of x; gradients are autograd's.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch.nn import functional
+
+
+def _wide(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [t if t.dtype == torch.float64 else t.float() for t in tensors]
+
+
+def causal_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    silu: bool = False,
+    before: torch.Tensor | None = None,
+    sequence: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Depthwise convolution of x (b, d, l) with weight (d, w) over a channel's last w values.
+
+    `before` (b, d, w - 1) are the values in front of x, by default zeros; `sequence`, int (b, l), numbers the
+    sequences that lie one after the other in x: none sees another's values.
+    """
+    (wide, taps), width, length = _wide(x, weight), weight.shape[1], x.shape[2]
+    padded = functional.pad(wide, (width - 1, 0))
+    if before is not None:
+        padded = torch.cat((before.to(wide.dtype), wide), dim=2)
+    out = torch.zeros_like(wide) if bias is None else bias.to(wide.dtype).unsqueeze(1).expand_as(wide)
+    for tap in range(width):
+        part = padded[..., tap : tap + length] * taps[:, tap].unsqueeze(1)
+        if sequence is not None and (back := width - 1 - tap):
+            same = functional.pad(sequence, (back, 0), value=-1)[:, :length] == sequence
+            part = part * same.unsqueeze(1)
+        out = out + part
+    return (functional.silu(out) if silu else out).to(x.dtype)
+
+
+def last_values(x: torch.Tensor, cu_seqlens: torch.Tensor, width: int) -> torch.Tensor:
+    """Last `width` tokens of each packed sequence in x (tokens, d): (sequences, d, width), zeros in front."""
+    tails = [x[max(begin, end - width) : end].t() for begin, end in itertools.pairwise(cu_seqlens.tolist())]
+    return torch.stack([functional.pad(tail, (width - tail.shape[1], 0)) for tail in tails])
+
+
+def scan(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    chunk: int,
+    *,
+    skip: torch.Tensor | None = None,
+    state: torch.Tensor | None = None,
+    sequence: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All y (b, l, h, p), and the state (b, h, p, n) behind the last, in fp32.
+
+    x: (b, l, h, p); dt: (b, l, h), positive; a: (h,), negative; b, c: (b, l, groups, n) with h a multiple of
+    groups; skip: D, (h,) or (h, p); state: the one in front, by default zeros; `sequence` as in
+    :func:`causal_conv`. `chunk` tokens at a time are multiplied as matrices.
+    """
+    heads = x.shape[2] // b.shape[2]
+    wide, dt, a, b, c = _wide(x, dt, a, b, c)
+    batch, _, many, channels = x.shape
+    h = wide.new_zeros(batch, many, channels, b.shape[-1]) if state is None else state.to(wide.dtype)
+    owner = None if sequence is None else sequence[:, :1]  # the sequence that the state belongs to
+    results = []
+    for begin in range(0, x.shape[1], chunk):
+        at = slice(begin, begin + chunk)
+        decay = (dt[:, at] * a).cumsum(1).transpose(1, 2)  # (b, h, l): logarithm, from the chunk's begin
+        between = decay.unsqueeze(3) - decay.unsqueeze(2)
+        visible = torch.ones(between.shape[-2:], dtype=torch.bool, device=x.device).tril()
+        carried, ended = decay, decay[..., -1:] - decay
+        if sequence is not None:
+            now = sequence[:, at]
+            visible = visible & (now.unsqueeze(2) == now.unsqueeze(1)).unsqueeze(1)
+            carried = decay.masked_fill((now != owner).unsqueeze(1), float("-inf"))
+            owner = now[:, -1:]
+            ended = ended.masked_fill((now != owner).unsqueeze(1), float("-inf"))
+        values = (wide[:, at] * dt[:, at].unsqueeze(-1)).transpose(1, 2)  # (b, h, l, p)
+        keys, queries = (t[:, at].repeat_interleave(heads, 2).transpose(1, 2) for t in (b, c))  # (b, h, l, n)
+        weights = queries @ keys.mT * between.masked_fill(~visible, float("-inf")).exp()
+        y = weights @ values + (queries @ h.mT) * carried.exp().unsqueeze(-1)
+        h = h * carried[..., -1:, None].exp() + (values * ended.exp().unsqueeze(-1)).mT @ keys
+        results.append(y.transpose(1, 2))
+    y = torch.cat(results, dim=1)
+    if skip is not None:
+        y = y + wide * (skip.unsqueeze(-1) if skip.dim() == 1 else skip).to(y.dtype)
+    return y.to(x.dtype), h
+
+
+def scan_step(
+    state: torch.Tensor,
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """y (b, h, p) of one more token; writes `state` (b, h, p, n) in place.
+
+    x, dt: (b, h, p); a: (h, p, n); b, c: (b, groups, n); skip: D, (h, p).
+    """
+    heads = x.shape[1] // b.shape[1]
+    old, wide, dt, a, b, c = _wide(state, x, dt, a, b, c)
+    b, c = (t.repeat_interleave(heads, 1).unsqueeze(2) for t in (b, c))
+    new = old * (dt.unsqueeze(-1) * a).exp() + (dt * wide).unsqueeze(-1) * b
+    state.copy_(new)
+    y = (new * c).sum(-1)
+    return (y if skip is None else y + wide * skip.to(y.dtype)).to(x.dtype)
+
+
+def gated_rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gate: torch.Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    group: int | None = None,
+    norm_first: bool = True,
+) -> torch.Tensor:
+    """RMSNorm of x (..., d) over each `group` of channels, times silu(gate) after it or before it."""
+    (wide, scale), gate = _wide(x, weight), None if gate is None else functional.silu(_wide(gate)[0])
+    if gate is not None and not norm_first:
+        wide = wide * gate
+    parts = wide.unflatten(-1, (-1, group or x.shape[-1]))
+    out = (parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + eps)).flatten(-2) * scale
+    return (out if gate is None or not norm_first else out * gate).to(x.dtype)
