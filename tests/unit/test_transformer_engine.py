@@ -217,11 +217,12 @@ def test_window_size_is_transformer_engines():
                 self.config = TransformerConfig(num_layers=1, hidden_size=64, num_attention_heads=4)
                 super().__init__(4, 16, **options)
 
+        layer = {"layer_number": 1}
         for kind, given, shown in (
             ("causal", None, (-1, 0)), ("causal", (10, 0), (10, 0)), ("causal", (10, 10), (10, 0)),
             ("no_mask", None, (-1, -1)), ("no_mask", (-1, 0), (-1, -1)), ("no_mask", (3, 2), (3, 2)),
         ):
-            assert Attention(attn_mask_type=kind, window_size=given).window_size == shown, kind
+            assert Attention(attn_mask_type=kind, window_size=given, **layer).window_size == shown, kind
     """)
 
 
