@@ -39,7 +39,7 @@ def causal_conv(
         part = padded[..., tap : tap + length] * taps[:, tap].unsqueeze(1)
         if sequence is not None and (back := width - 1 - tap):
             same = functional.pad(sequence, (back, 0), value=-1)[:, :length] == sequence
-            part = part * same.unsqueeze(1)
+            part = part.masked_fill(~same.unsqueeze(1), 0.0)  # not times zero: padding may hold NaN
         out = out + part
     return (functional.silu(out) if silu else out).to(x.dtype)
 
@@ -66,36 +66,46 @@ def scan(
 
     x: (b, l, h, p); dt: (b, l, h), positive; a: (h,), negative; b, c: (b, l, groups, n) with h a multiple of
     groups; skip: D, (h,) or (h, p); state: the one in front, by default zeros; `sequence` as in
-    :func:`causal_conv`. `chunk` tokens at a time are multiplied as matrices.
+    :func:`causal_conv`: each is scanned by itself. `chunk` tokens at a time are multiplied as matrices.
     """
+    if sequence is not None:
+        return _scan_packed(x, dt, a, b, c, chunk, skip, state, sequence)
     heads = x.shape[2] // b.shape[2]
     wide, dt, a, b, c = _wide(x, dt, a, b, c)
     batch, _, many, channels = x.shape
     h = wide.new_zeros(batch, many, channels, b.shape[-1]) if state is None else state.to(wide.dtype)
-    owner = None if sequence is None else sequence[:, :1]  # the sequence that the state belongs to
     results = []
     for begin in range(0, x.shape[1], chunk):
         at = slice(begin, begin + chunk)
         decay = (dt[:, at] * a).cumsum(1).transpose(1, 2)  # (b, h, l): logarithm, from the chunk's begin
         between = decay.unsqueeze(3) - decay.unsqueeze(2)
-        visible = torch.ones(between.shape[-2:], dtype=torch.bool, device=x.device).tril()
-        carried, ended = decay, decay[..., -1:] - decay
-        if sequence is not None:
-            now = sequence[:, at]
-            visible = visible & (now.unsqueeze(2) == now.unsqueeze(1)).unsqueeze(1)
-            carried = decay.masked_fill((now != owner).unsqueeze(1), float("-inf"))
-            owner = now[:, -1:]
-            ended = ended.masked_fill((now != owner).unsqueeze(1), float("-inf"))
+        future = torch.ones(between.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        ended = decay[..., -1:] - decay
         values = (wide[:, at] * dt[:, at].unsqueeze(-1)).transpose(1, 2)  # (b, h, l, p)
         keys, queries = (t[:, at].repeat_interleave(heads, 2).transpose(1, 2) for t in (b, c))  # (b, h, l, n)
-        weights = queries @ keys.mT * between.masked_fill(~visible, float("-inf")).exp()
-        y = weights @ values + (queries @ h.mT) * carried.exp().unsqueeze(-1)
-        h = h * carried[..., -1:, None].exp() + (values * ended.exp().unsqueeze(-1)).mT @ keys
+        weights = queries @ keys.mT * between.masked_fill(future, float("-inf")).exp()
+        y = weights @ values + (queries @ h.mT) * decay.exp().unsqueeze(-1)
+        h = h * decay[..., -1:, None].exp() + (values * ended.exp().unsqueeze(-1)).mT @ keys
         results.append(y.transpose(1, 2))
     y = torch.cat(results, dim=1)
     if skip is not None:
         y = y + wide * (skip.unsqueeze(-1) if skip.dim() == 1 else skip).to(y.dtype)
     return y.to(x.dtype), h
+
+
+def _scan_packed(x, dt, a, b, c, chunk, skip, state, sequence):
+    """Sequence by sequence: a mask of weights would let NaN in one's padding through to the others."""
+    rows, ends = [], []
+    for row, numbers in enumerate(sequence.tolist()):
+        lengths = [len(list(run)) for _, run in itertools.groupby(numbers)]
+        at, parts, h = slice(row, row + 1), [], None if state is None else state[row : row + 1]
+        for part in zip(*(t[at].split(lengths, dim=1) for t in (x, dt, b, c)), strict=True):
+            y, last = scan(part[0], part[1], a, part[2], part[3], chunk, skip=skip, state=h)
+            parts.append(y)
+            h = None
+        rows.append(torch.cat(parts, dim=1))
+        ends.append(last)
+    return torch.cat(rows), torch.cat(ends)
 
 
 def scan_step(
