@@ -74,6 +74,7 @@ setup(
         "megatron-tests": [
             *("pytest-mock", "pytest-asyncio", "einops", "griffe", "msgpack", "pyzmq", "mock", "requests"),
             *("tqdm", "click", "nltk", "boto3", "multi-storage-client", "pytest-timeout"),
+            *("transformers", "httpx"),
         ],
     },
     entry_points={

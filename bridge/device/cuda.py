@@ -99,7 +99,7 @@ def _redirect_functions() -> None:
     torch.cuda._lazy_call = lambda function, **_: function()
     torch.cuda._get_device_index = lambda device, *_, **__: streams.device_index(device)
     torch.cuda._utils._get_device_index = torch.cuda._get_device_index
-    torch.cuda.CUDAGraph = torch.cuda.graphs.CUDAGraph = _no_cuda_graph
+    torch.cuda.CUDAGraph = torch.cuda.graphs.CUDAGraph = _CudaGraph
     torch.cuda.cudart = _cudart
     # torch asks it which tensors to copy to the CPU for a checkpoint; its own says cuda.
     torch._utils._get_available_device_type = lambda: "npu"
@@ -115,8 +115,11 @@ def _redirect_functions() -> None:
     torch.autograd.profiler.emit_nvtx = _EmitNvtx
 
 
-def _no_cuda_graph(*_: Any, **__: Any) -> None:
-    raise NotImplementedError("CUDA graphs do not exist on device npu; run without --cuda-graph-impl.")
+class _CudaGraph:
+    """A type, so that libraries can name it in annotations; NotImplementedError when one is made."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise NotImplementedError("CUDA graphs do not exist on device npu; run without --cuda-graph-impl.")
 
 
 class _CudaRuntime:

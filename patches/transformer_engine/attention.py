@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class DotProductAttention(torch.nn.Module):
         attention_type: str = "self",
         softmax_scale: float | None = None,
         tp_size: int = 1,
+        tp_group: Any = None,
         cp_group: Any = None,
         cp_comm_type: str = "p2p",
         window_size: tuple[int, int] | None = None,
@@ -47,6 +49,8 @@ class DotProductAttention(torch.nn.Module):
             "attention_type": attention_type,
             "attention_dropout": attention_dropout,
             "softmax_scale": softmax_scale,
+            # None: Megatron's own groups, which need not exist where the caller has others
+            "pg_collection": None if tp_group is None else SimpleNamespace(tp=tp_group),
         }
         known = inspect.signature(CoreAttention).parameters
         core = CoreAttention(**{name: value for name, value in arguments.items() if name in known})

@@ -657,3 +657,10 @@ def test_torch_compile_still_compiles_cpu_code():
     x = torch.linspace(-3, 3, 1000)
     compiled = torch.compile(lambda x: torch.sin(x) * x + 1, fullgraph=True)
     torch.testing.assert_close(compiled(x), torch.sin(x) * x + 1)
+
+
+def test_cuda_graph_is_a_type_that_cannot_be_made():
+    def takes(graph: torch.cuda.CUDAGraph | None) -> None: ...  # as transformers annotates
+
+    with pytest.raises(NotImplementedError, match="--cuda-graph-impl"):
+        torch.cuda.CUDAGraph()

@@ -206,7 +206,7 @@ def test_packed_sequences_are_what_each_is_alone():
     """)
 
 
-def test_window_size_is_transformer_engines():
+def test_attention_shows_its_window_and_takes_a_group():
     # check_set_window_size of transformer_engine/pytorch/attention/dot_product_attention/utils.py, 2.2
     succeeds("""
         import transformer_engine.pytorch as te
@@ -223,6 +223,14 @@ def test_window_size_is_transformer_engines():
             ("no_mask", None, (-1, -1)), ("no_mask", (-1, 0), (-1, -1)), ("no_mask", (3, 2), (3, 2)),
         ):
             assert Attention(attn_mask_type=kind, window_size=given, **layer).window_size == shown, kind
+        parallel_state.destroy_model_parallel()  # a caller's own groups are enough
+        alone = Attention(tp_group=torch.distributed.group.WORLD, **layer)
+        x = torch.randn(5, 1, 4, 16, device="cuda")
+        exact = torch.nn.functional.scaled_dot_product_attention(
+            *[x.cpu().double().permute(1, 2, 0, 3)] * 3, is_causal=True
+        )
+        found = alone(x, x, x).cpu().double().view(5, 1, 4, 16).permute(1, 2, 0, 3)
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
     """)
 
 
