@@ -51,6 +51,8 @@ class FileRun:
     lost: int = 0
     """Processes that crashed or had to be killed."""
     seconds: float = 0.0
+    commit: str = ""
+    """Of the product, when it ran."""
 
 
 def _free_port() -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -91,6 +92,12 @@ def in_both(
     return {name: {f: runs[f] for f in files} for name, runs in found.items()} if files else None
 
 
+def commit() -> str:
+    """Short name of the product's commit, with + where files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def failures_document(all_runs: dict[tuple[str, int], dict[str, FileRun]], tag: str) -> str:
     """Markdown: counts, and for each number of ranks the bridge's failures by cause with their tests."""
     lines = [
@@ -114,6 +121,10 @@ def failures_document(all_runs: dict[tuple[str, int], dict[str, FileRun]], tag: 
                 f"On the {len(both['plain'])} files run both ways at {ranks} rank(s): {ours} passes",
             ]
             lines[-1] += f" through the bridge, {plain} on plain torch."
+    for (flavour, ranks), runs in sorted(all_runs.items(), key=lambda item: (item[0][1], item[0][0])):
+        commits = Counter(run.commit or "not recorded" for run in runs.values())
+        told = ", ".join(f"{name} ({n} files)" for name, n in commits.most_common())
+        lines += ["", f"Commits, {flavour}, {ranks} rank(s): {told}."]
     for (flavour, ranks), runs in all_runs.items():
         if flavour != "bridge":
             continue
@@ -159,6 +170,7 @@ def main() -> int:
             if job in jobs:
                 all_runs[job[1:]][job[0]] = run
         jobs = [] if options.report else [job for job in jobs if job[0] not in all_runs[job[1:]]]
+    at_commit = commit()
     with contextlib.ExitStack() as stack:
         servers = {key: stack.enter_context(Server(root, *key)) for key in {job[1:] for job in jobs}}
         pool = stack.enter_context(ThreadPoolExecutor(options.workers))
@@ -168,6 +180,7 @@ def main() -> int:
         for future in as_completed(futures):
             file, flavour, ranks = futures[future]
             run = all_runs[flavour, ranks][file] = future.result()
+            run.commit = at_commit
             print(f"{flavour} {ranks} {file}: {dict(count({file: run}))}, {run.seconds:.0f} s", flush=True)
             if options.results:
                 line = json.dumps({"file": file, "run": flavour, "ranks": ranks, **asdict(run)})

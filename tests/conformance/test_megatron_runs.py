@@ -1,12 +1,13 @@
 """The runner of Megatron's unit tests: what it counts when tests fail, crash and hang."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conformance.megatron_causes import cause, not_applicable
 from tests.conformance.megatron_runs import Outcome, Server, run_file
-from tests.conformance.megatron_unit_tests import by_cause, column, count
+from tests.conformance.megatron_unit_tests import by_cause, column, commit, count, failures_document
 
 FILE = "tests/unit_tests/test_sample.py"
 SAMPLE = """
@@ -81,6 +82,12 @@ def test_failures_are_counted_by_cause(run):
     causes = dict(by_cause(runs, "failed"))
     assert [name for _, name, _ in causes["ValueError: value N at 0x…"]] == ["test_runs_after_all_that"]
     assert list(dict(by_cause(runs, "not applicable"))) == ["the test needs more ranks than the run has"]
+
+
+def test_the_document_names_the_commit_of_each_file(run):
+    old, new = replace(run, commit="1234abc"), replace(run, commit=commit())
+    text = failures_document({("bridge", 1): {"a": old, "b": new, "c": new}}, "sample")
+    assert f"Commits, bridge, 1 rank(s): {commit()} (2 files), 1234abc (1 files)." in text
 
 
 def test_causes():
