@@ -68,7 +68,10 @@ setup(
     extras_require={
         "recipe": ["tokenizers", "matplotlib", "tensorboard"],
         # what Megatron-LM's own training scripts import and megatron-core does not ask for
-        "megatron-lm": ["pydantic", "regex", "sentencepiece", "tiktoken", "tokenizers", "pybind11"],
+        "megatron-lm": [
+            *("pydantic", "regex", "sentencepiece", "tiktoken", "tokenizers", "transformers", "pybind11"),
+            "einops",  # Megatron FSDP
+        ],
         "test": ["pytest", "pytest-timeout", "expecttest"],
         # what Megatron-LM's tests/unit_tests import: tests/conformance/megatron_unit_tests.py runs them
         "megatron-tests": [

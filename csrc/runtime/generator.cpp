@@ -2,6 +2,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 
+#include <cstring>
 #include <mutex>
 #include <vector>
 
@@ -16,7 +17,18 @@ void NpuGenerator::set_offset(uint64_t offset) { engine_.set_offset(offset); }
 uint64_t NpuGenerator::get_offset() const { return engine_.get_offset(); }
 uint64_t NpuGenerator::current_seed() const { return engine_.current_seed(); }
 uint64_t NpuGenerator::seed() { return engine_.seed(); }
-void NpuGenerator::set_state(const c10::TensorImpl& state) { engine_.unsafeGetGeneratorImpl()->set_state(state); }
+// A state saved on CUDA: seed and offset of its Philox generator, 16 bytes. This generator draws other numbers, so a
+// run goes on with new ones, the same each time: those of the seed, or of both mixed where numbers were drawn.
+void NpuGenerator::set_state(const c10::TensorImpl& state) {
+  uint64_t philox[2];
+  if (state.numel() != sizeof(philox)) {
+    engine_.unsafeGetGeneratorImpl()->set_state(state);
+    return;
+  }
+  at::detail::check_rng_state(state);
+  std::memcpy(philox, state.data(), sizeof(philox));
+  engine_.set_current_seed(philox[0] ^ (philox[1] * 0x9E3779B97F4A7C15ull));
+}
 
 c10::intrusive_ptr<c10::TensorImpl> NpuGenerator::get_state() const {
   return engine_.unsafeGetGeneratorImpl()->get_state();

@@ -22,6 +22,44 @@ def load_state_dict(original: Callable[..., None], self: Any, state_dict: Any) -
         original(self, state_dict)
 
 
+@around(
+    "megatron.core.dist_checkpointing.strategies.torch:TorchDistLoadShardedStrategy.load",
+    reason="Transformer Engine gave more of its modules an extra state from release to release",
+)
+def load(original: Callable[..., Any], self: Any, sharded_state_dict: Any, checkpoint_dir: Any) -> Any:
+    """Megatron's own loading, not asking for extra states that the checkpoint was saved without."""
+    from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+    from torch.distributed.checkpoint import FileSystemReader
+
+    stored = FileSystemReader(checkpoint_dir).read_metadata().state_dict_metadata
+
+    def absent(value: Any) -> bool:
+        extra = isinstance(value, ShardedObject) and value.key.endswith("._extra_state")
+        return extra and value.unique_key not in stored
+
+    _, present = extract_matching_values(sharded_state_dict, absent)
+    return original(self, present, checkpoint_dir)
+
+
+@around(
+    "megatron.core.optimizer.optimizer:ChainedOptimizer.state_dict",
+    reason="loading a checkpoint of FSDP2 (torch_dcp) calls it with is_loading, which it does not take",
+)
+def state_dict(original: Callable[..., Any], self: Any, is_loading: bool = False) -> Any:
+    """Megatron's own state; for loading, with the optimizer states that a checkpoint is read into.
+
+    What is not there is not read, so FusedAdam's number of steps, too, is made.
+    """
+    if is_loading:
+        for optimizer in self.chained_optimizers:
+            optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
+            for group in optimizer.optimizer.param_groups:
+                if group["params"] and "bias_correction" in group:
+                    group.setdefault("step", 0)
+    return original(self)
+
+
 @replace(
     f"{_WRITER}:_get_write_results_queue",
     reason="the process that it starts imports the script again, and outlives a rank that is killed",

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from mindspeed_ms.patches.transformer_engine.extra_state import WithoutFp8
 
 
-class DotProductAttention(torch.nn.Module):
+class DotProductAttention(WithoutFp8):
     """Core attention. ``self.config``, which Megatron's subclass sets before ``__init__``, is read here."""
 
     def __init__(

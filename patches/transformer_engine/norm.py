@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from mindspeed_ms.kernels.norm import layer_norm, norm_composite, rms_norm
 from mindspeed_ms.patches.megatron.routing import takes
+from mindspeed_ms.patches.transformer_engine.extra_state import WithoutFp8
 
 KINDS = {"LayerNorm": layer_norm, "RMSNorm": rms_norm}
 
@@ -60,8 +63,9 @@ def reset_norm_parameters(
             torch.nn.init.constant_(parameter, value)
 
 
-class _Norm(torch.nn.Module):
+class _Norm(WithoutFp8):
     normalization = ""
+    without_fp8: ClassVar = {}  # its norms are Transformer Engine's operations, whose state is a dictionary
 
     def __init__(
         self,

@@ -107,20 +107,36 @@ def test_feature(name, megatron_lm_path, corpus, tmp_path):
 
 
 ASYNC = "--use-distributed-optimizer --async-save --ckpt-format torch_dist"
-
-
-@pytest.mark.parametrize(
-    ("flags", "ranks"),
-    [(ASYNC, 2), (f"{ASYNC} --bf16", 2), ("--ckpt-format torch", 1)],
+FSDP2 = "--use-torch-fsdp2 --untie-embeddings-and-output-weights --ckpt-format torch_dcp"
+MEGATRON_FSDP = (
+    "--use-megatron-fsdp --data-parallel-sharding-strategy optim_grads_params --use-distributed-optimizer "
+    "--ckpt-format fsdp_dtensor"
 )
-def test_resumes_on_the_same_curve(flags, ranks, megatron_lm_path, tmp_path):
+# FSDP shards a model that is on its device, and Megatron refuses to fuse the sums of its gradients
+ON_DEVICE = (("--use-cpu-initialization",), "--no-gradient-accumulation-fusion")
+RESUMED = {
+    "async": (ASYNC, 2),
+    "async bfloat16": (f"{ASYNC} --bf16", 2),
+    "legacy format": ("--ckpt-format torch", 1),
+    "torch FSDP2": (FSDP2, 2),
+    "Megatron FSDP": (MEGATRON_FSDP, 2),
+    "Megatron FSDP from device meta": (f"{MEGATRON_FSDP} --init-model-with-meta-device", 2),
+}
+"""Flags and ranks of a run that is saved after two iterations and resumed."""
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumes_on_the_same_curve(name, megatron_lm_path, tmp_path):
+    flags, ranks = RESUMED[name]
     gpt = script(megatron_lm_path, "pretrain_gpt.py")
-    model = [*MODEL, *MOCK, *SHORT, *flags.split(), "--train-iters", "5"]
-    dropout = ["--hidden-dropout", "0.1"]
+    model = [*MODEL, *MOCK, *SHORT, *flags.split(), "--train-iters", "5", "--hidden-dropout", "0.1"]
+    if "fsdp" in flags:
+        left_out, added = ON_DEVICE
+        model = [*without(model, left_out), added]
     save = ["--save", str(tmp_path / "ckpt")]
-    whole = succeeded(train(gpt, [*model, *dropout, *save], tmp_path, ranks=ranks))
+    whole = succeeded(train(gpt, [*model, *save], tmp_path, ranks=ranks))
     load = ["--load", str(tmp_path / "ckpt"), "--ckpt-step", "2"]
-    resumed = succeeded(train(gpt, [*model, *dropout, *load], tmp_path, ranks=ranks))
+    resumed = succeeded(train(gpt, [*model, *load], tmp_path, ranks=ranks))
     assert sorted(resumed.losses) == [3, 4, 5]
     # the second line of a run is a mean of two losses (stock_script.losses)
     assert deviation(resumed.losses, {i: whole.losses[i] for i in (3, 5)}) <= 1e-6

@@ -16,6 +16,7 @@ import argparse
 import functools
 import importlib.machinery
 import logging
+import multiprocessing
 import os
 import runpy
 import sys
@@ -311,6 +312,16 @@ def alias_megatron() -> None:
     @wrapt.when_imported("megatron.legacy.fused_kernels")
     def _(module: types.ModuleType) -> None:
         module.load = lambda args: None
+
+    @wrapt.when_imported("megatron.core.dist_checkpointing.strategies.filesystem_async")
+    def _(module: types.ModuleType) -> None:
+        def queue() -> Any:
+            if module._results_queue is None:
+                module._results_queue = multiprocessing.get_context("fork").Manager().Queue()
+            return module._results_queue
+
+        # Megatron spawns the process of its queue: that would import the script without all of this.
+        module._get_write_results_queue = queue
 
     @wrapt.when_imported("megatron.training.initialize")
     def _(module: types.ModuleType) -> None:

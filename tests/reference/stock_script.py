@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+
 WAYS = ("run", "torchrun", "autoload", "import")
 """``mindspeed-ms run SCRIPT``; ``torchrun -m mindspeed_ms.run SCRIPT``; ``torchrun SCRIPT`` with
 MINDSPEED_MS_AUTOLOAD=1; ``torchrun`` of a copy of the script that begins with ``import mindspeed_ms.patch``.
@@ -28,6 +30,9 @@ MODEL = shlex.split(
 )
 """A GPT that trains in seconds; flags given after it win. Train iterations and data are still missing."""
 MOCK = shlex.split("--mock-data --tokenizer-type NullTokenizer --vocab-size 1023")
+
+PLAIN = "plain torch"
+"""Not with us, but by tests/reference/plain_torch.py."""
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LOSS = re.compile(r"iteration +(\d+)/.*\| lm loss: ([-+.\dEe]+|nan) \|")
@@ -56,6 +61,10 @@ def command(
         return [*torchrun, "-m", "mindspeed_ms.run", str(script), *flags], {}
     if way == "autoload":
         return [*torchrun, str(script), *flags], {"MINDSPEED_MS_AUTOLOAD": "1"}
+    if way == PLAIN:
+        return [*torchrun, "-m", "tests.reference.plain_torch", str(script), *flags], {
+            "PYTHONPATH": str(ROOT)
+        }
     copy = folder / script.name
     copy.write_text("import mindspeed_ms.patch\n" + script.read_text())
     path = os.pathsep.join(filter(None, (str(script.parent), os.environ.get("PYTHONPATH"))))

@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -437,6 +438,22 @@ def _tagged(location: str) -> io.BytesIO:
         torch.serialization.location_tag = original
     file.seek(0)
     return file
+
+
+def test_random_state_saved_on_cuda() -> None:
+    def drawn(seed: int, offset: int) -> list[float]:
+        state = torch.frombuffer(bytearray(struct.pack("<Qq", seed, offset)), dtype=torch.uint8)
+        torch.cuda.set_rng_state(state)
+        return torch.rand(3, device="cuda").tolist()
+
+    before = torch.cuda.get_rng_state()
+    try:
+        torch.cuda.manual_seed(7)
+        assert torch.rand(3, device="cuda").tolist() == drawn(7, 0)
+        assert drawn(7, 8) == drawn(7, 8)
+        assert len({tuple(drawn(*state)) for state in ((7, 0), (7, 8), (7, 16), (8, 8))}) == 4
+    finally:
+        torch.cuda.set_rng_state(before)
 
 
 def test_load_files_saved_on_cuda() -> None:

@@ -153,11 +153,48 @@ def test_fp8_state_of_a_checkpoint_is_dropped_with_a_word():
     done = in_process("""
         import transformer_engine.pytorch as te
         layer = te.Linear(8, 8, params_dtype=torch.float32)
-        assert layer.get_extra_state().numel() == 0
         layer.set_extra_state(torch.ones(3, dtype=torch.uint8))
     """)
     assert done.returncode == 0, done.stderr
     assert "fp8 scaling factors" in done.stderr
+
+
+def test_extra_states_of_each_release_are_read_for_what_they_are():
+    succeeds("""
+        import datetime, io, pickle
+        from mindspeed_ms.patches.transformer_engine.extra_state import holds_scaling_factors
+
+        def file(value):
+            torch.save(value, made := io.BytesIO())
+            return made
+
+        def tensor(value):
+            return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+
+        recipe = datetime.date(2024, 1, 1)  # an object of a class, as a recipe is
+        scales = {"scale_fwd": torch.ones(3), "extra_fp8_variables": {"num_gemms": 1}}
+        for empty in (None, file(None), tensor(None), tensor({}), torch.empty(0, dtype=torch.uint8)):
+            assert not holds_scaling_factors(empty)
+        for full in (file(scales), tensor(scales), tensor({"recipe": recipe}), file({"recipe": recipe})):
+            assert holds_scaling_factors(full)
+    """)
+
+
+def test_modules_save_the_extra_states_of_2_2_and_load_without():
+    succeeds("""
+        import pickle
+        import transformer_engine.pytorch as te
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+        from megatron.core.transformer.spec_utils import build_module
+        layer = build_module(get_gpt_layer_with_transformer_engine_spec(), config=TransformerConfig(**common))
+        norm = te.RMSNorm(8)
+        saved = {**layer.state_dict(), **{f"norm.{k}": v for k, v in norm.state_dict().items()}}
+        extra = {key: pickle.loads(v.numpy().tobytes()) for key, v in saved.items() if "_extra_state" in key}
+        modules = ("self_attention.linear_proj", "self_attention.linear_qkv", "self_attention.core_attention")
+        expected = dict.fromkeys((*modules, "mlp.linear_fc1", "mlp.linear_fc2"))
+        assert extra == {f"{key}._extra_state": v for key, v in {**expected, "norm": {}}.items()}
+        layer.load_state_dict({k: v for k, v in layer.state_dict().items() if "_extra_state" not in k})
+    """)
 
 
 def test_rope_fusion_is_what_megatron_does_without_it():
