@@ -196,7 +196,7 @@ def make_sharded(source: Path, target: Path, release: str) -> None:
         key = f"{FINAL_NORM}._extra_state"
         made[key] = ShardedObject(key, norm(), (1,), (0,))
     optimizer = common["optimizer"]
-    step = int(optimizer["state"].pop("common_step"))
+    step = int(optimizer.pop("state")["common_step"])  # the rest of it is sharded
     optimizer["param_groups"] = [te_group(group, step) for group in optimizer["param_groups"]]
     (target / folder.name).mkdir(parents=True)
     dist_checkpointing.save({**common, **made}, str(target / folder.name))
