@@ -41,14 +41,13 @@ class FusibleOperation:
 
     def __init__(self, *_args: Any, **_options: Any) -> None:
         raise NotImplementedError(
-            "Transformer Engine's operation fuser is not implemented: drop --use-transformer-engine-op-fuser "
-            "and --use-te-activation-func"
+            "Transformer Engine's operation fuser is not implemented: drop --use-transformer-engine-op-fuser"
         )
 
 
 OPERATIONS = (
-    *("FusibleOperation", "Sequential", "SwiGLU", "GEGLU", "ReGLU", "GELU", "ReLU", "SiLU", "LayerNorm"),
-    *("RMSNorm", "Linear", "BasicLinear", "Bias", "AllReduce", "ReduceScatter"),
+    *("FusibleOperation", "Sequential", "ReGLU", "SiLU", "LayerNorm", "RMSNorm", "Linear", "BasicLinear"),
+    *("Bias", "AllReduce", "ReduceScatter"),
 )
 
 
@@ -88,6 +87,7 @@ def _recipe(module: ModuleType) -> None:
 
 
 def _pytorch(module: ModuleType) -> None:
+    from mindspeed_ms.patches.transformer_engine import activations
     from mindspeed_ms.patches.transformer_engine.attention import DotProductAttention
     from mindspeed_ms.patches.transformer_engine.linear import GroupedLinear, LayerNormLinear, Linear
     from mindspeed_ms.patches.transformer_engine.norm import LayerNorm, RMSNorm
@@ -95,7 +95,8 @@ def _pytorch(module: ModuleType) -> None:
     for shown in (DotProductAttention, GroupedLinear, LayerNorm, LayerNormLinear, Linear, RMSNorm):
         setattr(module, shown.__name__, shown)
     module.fp8_autocast = fp8_autocast
-    module.ops = SimpleNamespace(**dict.fromkeys(OPERATIONS, FusibleOperation))
+    known = {name: getattr(activations, name) for name in ("SwiGLU", "GEGLU", "GELU", "ReLU")}
+    module.ops = SimpleNamespace(**dict.fromkeys(OPERATIONS, FusibleOperation), **known)
     module.fp8 = import_module("transformer_engine.pytorch.fp8")
     # Not importable: Megatron takes an importable one for a complete one, with fp8 recompute.
     module.distributed = SimpleNamespace(CudaRNGStatesTracker=CudaRNGStatesTracker)

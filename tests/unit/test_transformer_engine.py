@@ -139,7 +139,8 @@ def test_grouped_linear_against_float64_with_an_expert_without_rows():
     [
         ("te.fp8_autocast(enabled=True)", "--bf16"),
         ("te.distributed.CudaRNGStatesTracker()", "--te-rng-tracker"),
-        ("te.ops.GELU()", "--use-transformer-engine-op-fuser"),
+        ("te.ops.Linear()", "--use-transformer-engine-op-fuser"),
+        ("te.ops.GELU(cache_quantized_input=True)", "activation_func_fp8_input_store"),
         ("te.Linear(8, 8, ub_overlap_ag=True)", "--tp-comm-overlap"),
     ],
 )
@@ -268,6 +269,24 @@ def test_attention_shows_its_window_and_takes_a_group():
         )
         found = alone(x, x, x).cpu().double().view(5, 1, 4, 16).permute(1, 2, 0, 3)
         torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+    """)
+
+
+def test_activations_by_themselves():
+    succeeds("""
+        import transformer_engine.pytorch as te
+        from torch.nn import functional as F
+        def glu(act):
+            return lambda x: act(x[..., :8]) * x[..., 8:]
+        gelu = lambda x: F.gelu(x, approximate="tanh")
+        for name, exact in (("SwiGLU", glu(F.silu)), ("GEGLU", glu(gelu)), ("GELU", gelu), ("ReLU", F.relu)):
+            x = torch.randn(3, 2, 16)
+            ours, theirs = x.cuda().requires_grad_(), x.double().requires_grad_()
+            found, expected = getattr(te.ops, name)()(ours), exact(theirs)
+            torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-5, atol=1e-5)
+            found.square().sum().backward()
+            expected.square().sum().backward()
+            torch.testing.assert_close(ours.grad.cpu().double(), theirs.grad, rtol=1e-4, atol=1e-5)
     """)
 
 
