@@ -77,7 +77,7 @@ setup(
         "megatron-tests": [
             *("pytest-mock", "pytest-asyncio", "einops", "griffe", "msgpack", "pyzmq", "mock", "requests"),
             *("tqdm", "click", "nltk", "boto3", "multi-storage-client", "pytest-timeout"),
-            *("transformers", "httpx"),
+            *("transformers", "httpx", "fastapi"),
         ],
     },
     entry_points={

@@ -100,7 +100,9 @@ def _bias_dropout_add(
 
     x, bias = x_with_bias
     fits = x.shape == residual.shape and (bias is None or bias.shape == x.shape[-1:])
-    if not fits or not takes(x, bias, residual):
+    # In inference Megatron writes into x, and whoever keeps x sees the result.
+    in_place = not training and not any(t is not None and t.requires_grad for t in (x, bias, residual))
+    if in_place or not fits or not takes(x, bias, residual):
         return original(x_with_bias, residual, prob)
     return bias_dropout_add(x, bias, residual, prob, training)
 

@@ -10,7 +10,7 @@ class _Activation(torch.nn.Module):
 
     def __init__(self, *, cache_quantized_input: bool = False) -> None:
         if cache_quantized_input:
-            raise NotImplementedError("activations keep no fp8 input: set activation_func_fp8_input_store to False")
+            raise NotImplementedError("no fp8 input is kept: set activation_func_fp8_input_store to False")
         super().__init__()
 
 
