@@ -152,7 +152,7 @@ inline void activation_forward(int activation, Ptr x, Ptr bias, Ptr y, std::int6
   }
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
-    const bool past_cache = should_stream(rows * cols * static_cast<std::int64_t>(sizeof(T)));
+    const bool past_cache = should_stream(rows * cols * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
     visit_activation(activation, [&](auto act) {
       parallel_tiles(rows, cols, sizeof(T), [&](std::int64_t r, std::int64_t first, std::int64_t width) {
         const T* in = as<const T>(x) + r * cols + first;
@@ -179,7 +179,7 @@ inline void activation_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr dx,
   }
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
-    const bool past_cache = should_stream(rows * cols * static_cast<std::int64_t>(sizeof(T)));
+    const bool past_cache = should_stream(rows * cols * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
     visit_activation(activation, [&](auto act) {
       const auto tile = [&](std::int64_t r, std::int64_t first, std::int64_t width, float* sums) {
         const std::int64_t at = r * cols + first;
@@ -270,7 +270,7 @@ inline void glu_forward(int activation, Ptr x, Ptr bias, Ptr weights, Ptr y, std
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = half * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes);
+    const bool past_cache = should_stream(rows * bytes, sizeof(T));
     visit_activation(activation, [&](auto act) {
       choose(!bias && gating.nothing(), [&](auto plain) {
         parallel_tiles(
@@ -302,7 +302,7 @@ inline void glu_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr weights, P
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = half * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(2 * rows * bytes);
+    const bool past_cache = should_stream(2 * rows * bytes, sizeof(T));
     const RowParts split = split_rows(rows, 2 * half, 5 * bytes);
     ColumnSums bias_sums(split, dbias != 0);
     visit_activation(activation, [&](auto act) {

@@ -64,7 +64,8 @@ inline void cross_entropy_grad(Ptr logits, Ptr peak, Ptr sum, Ptr target, Ptr gr
     visit(out_dtype, [&](auto out_tag) {
       using Out = decltype(out_tag);
       const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-      const bool past_cache = should_stream(rows * cols * static_cast<std::int64_t>(sizeof(Out)));
+      const bool past_cache =
+          should_stream(rows * cols * static_cast<std::int64_t>(sizeof(Out)), sizeof(Out));
       parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {
           const T* row = as<const T>(logits) + r * cols;

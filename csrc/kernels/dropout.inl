@@ -16,7 +16,7 @@ inline void dropout_add_forward(Ptr x, Ptr bias, Ptr residual, Ptr mask, Ptr y, 
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes);
+    const bool past_cache = should_stream(rows * bytes, sizeof(T));
     parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
         const T* add = as<const T>(bias);
@@ -40,7 +40,7 @@ inline void dropout_backward(Ptr dy, Ptr mask, Ptr dx, Ptr dbias, std::int64_t r
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes);
+    const bool past_cache = should_stream(rows * bytes, sizeof(T));
     const RowParts split = split_rows(rows, cols, bytes);
     ColumnSums bias_sums(split, dbias != 0);
     parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {

@@ -80,8 +80,9 @@ inline void unary(int op, const Pointers& xs, const Pointers& ys, const Sizes& s
       const Span span = spans[static_cast<std::size_t>(s)];
       const T* x = element<const T>(xs, span.tensor, span.begin);
       Out* y = element<Out>(ys, span.tensor, span.begin);
-      const bool past_cache = should_stream(sizes[span.tensor] * static_cast<std::int64_t>(sizeof(Out))) &&
-                              static_cast<const void*>(x) != static_cast<const void*>(y);
+      const bool past_cache =
+          should_stream(sizes[span.tensor] * static_cast<std::int64_t>(sizeof(Out)), sizeof(Out)) &&
+          static_cast<const void*>(x) != static_cast<const void*>(y);
       each_vector(span.end - span.begin,
                   [&](std::int64_t i, auto n) { put(y + i, f(load(x + i, n)), n, past_cache); });
       if (past_cache) stream_fence();
@@ -135,7 +136,7 @@ inline void binary(int op, const Pointers& lefts, const Pointers& rights, const 
         const R* b = element<const R>(rights, span.tensor, span.begin);
         T* y = element<T>(ys, span.tensor, span.begin);
         const bool past_cache =
-            should_stream(sizes[span.tensor] * static_cast<std::int64_t>(sizeof(T))) && a != y;
+            should_stream(sizes[span.tensor] * static_cast<std::int64_t>(sizeof(T)), sizeof(T)) && a != y;
         each_vector(span.end - span.begin, [&](std::int64_t i, auto n) {
           const vf right = b ? load(b + i, n) * scale : splat(scale);
           put(y + i, f(load(a + i, n), right), n, past_cache);
@@ -155,7 +156,7 @@ inline void binary_broadcast(int op, Ptr left, Ptr right, Ptr y, std::int64_t ro
     using T = decltype(tag);
     using R = decltype(right_tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes) && left != y;
+    const bool past_cache = should_stream(rows * bytes, sizeof(T)) && left != y;
     visit_binary(op, [&](auto f) {
       parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {

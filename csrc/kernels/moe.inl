@@ -262,7 +262,7 @@ inline void gather_rows(Ptr x, Ptr index, Ptr weight, Ptr y, std::int64_t rows, 
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes);
+    const bool past_cache = should_stream(rows * bytes, sizeof(T));
     parallel_blocks(rows, rows_per_task(2 * bytes), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
         T* out = as<T>(y) + r * cols;

@@ -65,7 +65,7 @@ inline void norm_forward(bool center, Ptr x, Ptr residual, Ptr weight, Ptr bias,
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = static_cast<std::int64_t>(sizeof(T)) * cols;
-    const bool past_cache = should_stream(bytes * rows);
+    const bool past_cache = should_stream(rows * bytes, sizeof(T));
     choose(center, [&](auto c) {
       parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
         norm_forward_rows<c.value>(
@@ -128,7 +128,7 @@ inline void norm_backward(bool center, Ptr dy, Ptr x, Ptr weight, Ptr dsum, Ptr 
     const auto bytes = static_cast<std::int64_t>(sizeof(T)) * cols;
     const RowParts split = split_rows(rows, cols, bytes * 2);
     ColumnSums weight_sums(split, dweight != 0), bias_sums(split, dbias != 0);
-    const bool past_cache = should_stream(bytes * rows);
+    const bool past_cache = should_stream(rows * bytes, sizeof(T));
     choose(center, [&](auto c) {
       parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
         norm_backward_rows<c.value>(NormRows{begin, end, cols, w.data(), nullptr, past_cache},

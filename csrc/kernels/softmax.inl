@@ -66,7 +66,7 @@ inline void softmax_forward(bool logarithm, bool causal, Ptr x, Ptr mask, Ptr y,
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes);
+    const bool past_cache = should_stream(rows * bytes, sizeof(T));
     parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
       const std::unique_ptr<float[]> exps(logarithm ? nullptr : new float[static_cast<std::size_t>(cols)]);
       for (std::int64_t r = begin; r < end; ++r) {
@@ -116,7 +116,7 @@ inline void softmax_backward(bool logarithm, Ptr dy, Ptr y, Ptr mask, Ptr dx, st
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes);
+    const bool past_cache = should_stream(rows * bytes, sizeof(T));
     choose(logarithm, [&](auto is_log) {
       parallel_blocks(rows, rows_per_task(bytes * 2), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {
