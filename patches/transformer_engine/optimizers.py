@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 FusedSGD = torch.optim.SGD
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def _shard(tensor: torch.Tensor) -> torch.Tensor:
@@ -62,6 +63,16 @@ class FusedAdam(torch.optim.Optimizer):
             if steps and "step" not in group:
                 group["step"] = int(max(steps))
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch, but the state of 16-bit parameters is not rounded to their dtype."""
+        super().load_state_dict(state_dict)
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for index, p in zip(saved, params, strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                if name in MOMENTS and value.dtype != p.dtype:
+                    self.state[p][name] = value.to(p.device, copy=True)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, **_options: Any) -> Any:
         """One update of every parameter that has a gradient; returns what ``closure`` returns."""
@@ -80,9 +91,7 @@ class FusedAdam(torch.optim.Optimizer):
                 # and saving is collective, once for each tensor that some rank has.
                 if "exp_avg" not in self.state[p]:
                     dtype = torch.promote_types(p.dtype, torch.float32)
-                    self.state[p] |= {
-                        name: torch.zeros_like(p, dtype=dtype) for name in ("exp_avg", "exp_avg_sq")
-                    }
+                    self.state[p] |= {name: torch.zeros_like(p, dtype=dtype) for name in MOMENTS}
             params = [p for p in group["params"] if p.grad is not None and _shard(p).numel()]
             if params:
                 adam_step(

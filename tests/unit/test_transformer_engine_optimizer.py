@@ -68,6 +68,13 @@ def test_parameters_of_16_bits_have_state_and_arithmetic_of_32(dtype):
     for e, o, t in zip(exact, ours, torchs, strict=True):
         assert fused.state[o]["exp_avg"].dtype == fused.state[o]["exp_avg_sq"].dtype == torch.float32
         assert (o.double() - e).abs().max() <= (t.double() - e).abs().max()
+    again = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    loaded = FusedAdam(again)
+    loaded.load_state_dict(copy.deepcopy(fused.state_dict()))
+    for p, o in zip(again, ours, strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert loaded.state[p][name].dtype == torch.float32
+            assert torch.equal(loaded.state[p][name], fused.state[o][name])
 
 
 def test_state_is_empty_before_the_first_step():
