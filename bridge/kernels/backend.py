@@ -103,8 +103,15 @@ def version(tensor: torch.Tensor) -> int | None:
 
 
 def draw_seed(like: torch.Tensor, generator: torch.Generator | None = None) -> int:
-    """A seed from `generator`, by default that of the tensor's device: RNG trackers and recompute know it."""
-    return int(torch.empty((), dtype=torch.int64, device=like.device).random_(generator=generator))
+    """A seed from `generator`, by default that of the tensor's device: RNG trackers and recompute know it.
+
+    Drawn on the host, without waiting for the device; the number is that of random_() on the device.
+    """
+    if generator is None and like.device.type == "npu":
+        generator = _runtime.default_generator(like.device.index)
+    if generator is not None:
+        generator = _runtime.engine_of(generator)
+    return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
 
 
 def pointer(tensor: torch.Tensor | None) -> int:

@@ -41,6 +41,7 @@ void bind_device(py::module_& m) {
   m.def("set_device", [](int d) { set_current_device(static_cast<c10::DeviceIndex>(d)); });
   m.def("exchange_device", [](int d) { return static_cast<int>(exchange_device(static_cast<c10::DeviceIndex>(d))); });
   m.def("default_generator", [](int d) { return default_generator(static_cast<c10::DeviceIndex>(d)); });
+  m.def("engine_of", &engine_of, "The CPU generator behind an npu generator; drawing from it needs no device.");
   m.def("memory_stats", [](int d) {
     auto& s = memory_stats(static_cast<c10::DeviceIndex>(d));
     py::dict out;

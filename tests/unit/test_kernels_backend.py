@@ -118,3 +118,21 @@ def test_forced_implementation():
         backend.force_implementation(None)
     with pytest.raises(ValueError, match="unknown kernel implementation"):
         backend.force_implementation("cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", "npu"])
+def test_a_seed_is_what_the_device_would_draw(device):
+    import mindspeed_ms.patch  # noqa: F401 - the device
+
+    like = torch.zeros(1, device=device)
+    own = torch.Generator(device=device)
+    for generator in (None, own):
+        drawn = []
+        for draw in (
+            backend.draw_seed,
+            lambda x, g: int(x.new_empty((), dtype=torch.int64).random_(generator=g)),
+        ):
+            torch.manual_seed(3)
+            own.manual_seed(4)
+            drawn.append([draw(like, generator) for _ in range(2)])
+        assert drawn[0] == drawn[1]
