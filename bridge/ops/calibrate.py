@@ -113,10 +113,16 @@ def _error(found: Any, wanted: Any) -> float:
     return worst
 
 
+REST_SECONDS = 0.01
+"""Before a route's turn: the threads of the one before (OpenMP's, for some milliseconds) still hold cores."""
+
+
 def _seconds(call: Call, inputs: Sequence[torch.Tensor], budget: float) -> float:
-    """Shortest of the calls that fit into `budget` seconds, at least three: other processes only add time."""
+    """Shortest of the calls that fit into `budget` seconds, at least five: other processes only add time."""
+    time.sleep(REST_SECONDS)
+    call(*inputs)  # wakes the route's own threads
     times: list[float] = []
-    while len(times) < 3 or sum(times) < budget:
+    while len(times) < 5 or sum(times) < budget:
         start = time.perf_counter()
         call(*inputs)
         times.append(time.perf_counter() - start)
