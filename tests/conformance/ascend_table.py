@@ -28,6 +28,7 @@ only": arguments bound to MindSpore's signature; it has no inference for the ope
 
 #: Public functions that only put other kernels together, or make integers: they follow their parts.
 MADE_OF_KERNELS = (
+    "cached_attention",
     "context_parallel_attention",
     "context_parallel_packed_attention",
     "grouped_weight_gradient",
@@ -37,6 +38,7 @@ MADE_OF_KERNELS = (
     "load_balancing_loss",
     "packed_positions",
     "packed_segments",
+    "paged_rows",
     "permutation",
 )
 
