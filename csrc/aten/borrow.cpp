@@ -40,7 +40,8 @@ DLDataType dl_type(at::ScalarType t) {
   if (t == at::kBFloat16) return {kDLBfloat, bits, 1};
   if (c10::isFloatingType(t)) return {kDLFloat, bits, 1};
   if (c10::isComplexType(t)) return {kDLComplex, bits, 1};
-  if (c10::isIntegralType(t, false)) return {static_cast<uint8_t>(t == at::kByte ? kDLUInt : kDLInt), bits, 1};
+  if (c10::isIntegralType(t, false))
+    return {static_cast<uint8_t>(t == at::kByte ? kDLUInt : kDLInt), bits, 1};
   TORCH_CHECK_NOT_IMPLEMENTED(false, "MindSpore cannot borrow a tensor of dtype ", t);
 }
 
@@ -84,7 +85,8 @@ py::object lend_bool(const at::Tensor& t, const HostMemory& memory) {
 }  // namespace
 
 void set_mindspore(py::object from_dlpack, py::object from_numpy, py::dict dtypes) {
-  auto* ms = new MindSpore{std::move(from_dlpack), std::move(from_numpy), {}, nullptr, nullptr, nullptr, nullptr, nullptr};
+  auto* ms = new MindSpore{
+      std::move(from_dlpack), std::move(from_numpy), {}, nullptr, nullptr, nullptr, nullptr, nullptr};
   for (auto [ms_dtype, number] : dtypes) {
     ms_dtype.inc_ref();
     ms->dtypes[ms_dtype.ptr()] = static_cast<at::ScalarType>(py::cast<int>(number));
@@ -105,8 +107,8 @@ void set_mindspore_starter(py::object start) {
 
 at::ScalarType scalar_type_of(py::handle ms_dtype) {
   auto it = mindspore().dtypes.find(ms_dtype.ptr());
-  TORCH_CHECK_TYPE(it != mindspore().dtypes.end(), "MindSpore dtype ", py::cast<std::string>(py::str(ms_dtype)),
-                   " has no torch counterpart.");
+  TORCH_CHECK_TYPE(it != mindspore().dtypes.end(), "MindSpore dtype ",
+                   py::cast<std::string>(py::str(ms_dtype)), " has no torch counterpart.");
   return it->second;
 }
 
@@ -130,7 +132,9 @@ py::object lend_to_mindspore(const at::Tensor& t) {
 at::Tensor adopt_from_mindspore(py::handle handle, c10::DeviceIndex device) {
   auto& ms = mindspore();
   auto result = py::reinterpret_borrow<py::object>(handle);
-  auto get = [&](PyObject* name) { return py::reinterpret_steal<py::object>(PyObject_GetAttr(result.ptr(), name)); };
+  auto get = [&](PyObject* name) {
+    return py::reinterpret_steal<py::object>(PyObject_GetAttr(result.ptr(), name));
+  };
   auto invoke = [&](PyObject* name) {
     auto out = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(result.ptr(), name));
     if (!out) throw py::error_already_set();
@@ -147,13 +151,14 @@ at::Tensor adopt_from_mindspore(py::handle handle, c10::DeviceIndex device) {
   void* data = PyLong_AsVoidPtr(invoke(ms.data_ptr).ptr());
   const size_t nbytes = c10::multiply_integers(sizes) * c10::elementSize(dtype);
   // The CPU storage owns a reference to the ms.Tensor, which owns the bytes.
-  c10::DataPtr owner(data, result.inc_ref().ptr(),
-                     [](void* object) {
-                       if (!Py_IsInitialized()) return;
-                       py::gil_scoped_acquire gil;
-                       Py_DECREF(static_cast<PyObject*>(object));
-                     },
-                     c10::Device(c10::DeviceType::CPU));
+  c10::DataPtr owner(
+      data, result.inc_ref().ptr(),
+      [](void* object) {
+        if (!Py_IsInitialized()) return;
+        py::gil_scoped_acquire gil;
+        Py_DECREF(static_cast<PyObject*>(object));
+      },
+      c10::Device(c10::DeviceType::CPU));
   c10::Storage cpu(c10::Storage::use_byte_size_t(), nbytes, std::move(owner), c10::GetAllocator(c10::kCPU),
                    /*resizable=*/true);
   auto out = at::detail::make_tensor<c10::TensorImpl>(adopt_storage(cpu, device),

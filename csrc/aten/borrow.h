@@ -4,16 +4,17 @@
 
 namespace mindspeed_ms {
 
-// Installs what the borrowing needs of MindSpore: TensorPy.from_dlpack, Tensor.from_numpy and the dtype objects,
-// as {ms dtype: torch scalar type number}.
-// What to call when MindSpore is needed for the first time; it ends in set_mindspore().
+// Installs what the borrowing needs of MindSpore: TensorPy.from_dlpack, Tensor.from_numpy and the dtype
+// objects, as {ms dtype: torch scalar type number}. What to call when MindSpore is needed for the first time;
+// it ends in set_mindspore().
 void set_mindspore_starter(pybind11::object start);
 void set_mindspore(pybind11::object from_dlpack, pybind11::object from_numpy, pybind11::dict dtypes);
 
 // ms.Tensor over the memory of npu tensor `t`, no copy. Needs the GIL.
 pybind11::object lend_to_mindspore(const at::Tensor& t);
 
-// npu tensor over the memory of ms.Tensor `result`; copies only if the result is not contiguous. Needs the GIL.
+// npu tensor over the memory of ms.Tensor `result`; copies only if the result is not contiguous. Needs the
+// GIL.
 at::Tensor adopt_from_mindspore(pybind11::handle result, c10::DeviceIndex device);
 
 // torch scalar type of an ms.Tensor's dtype.

@@ -19,9 +19,12 @@ thread_local Timed* Timed::current_ = nullptr;
 
 const char* route_name(Route route) {
   switch (route) {
-    case Route::MindSpore: return "mindspore";
-    case Route::Csrc: return "csrc";
-    case Route::Host: return "host";
+    case Route::MindSpore:
+      return "mindspore";
+    case Route::Csrc:
+      return "csrc";
+    case Route::Host:
+      return "host";
   }
   return "?";
 }
@@ -41,8 +44,9 @@ std::vector<CoverageRow> coverage_rows() {
       for (int d = 0; d < kDtypes; ++d) {
         auto& c = op->by_route_dtype[r][d];
         if (!c.calls) continue;
-        rows.push_back({name, c10::toString(static_cast<c10::ScalarType>(d)), route_name(static_cast<Route>(r)),
-                        c.calls, static_cast<double>(c.nanoseconds) * 1e-9});
+        rows.push_back({name, c10::toString(static_cast<c10::ScalarType>(d)),
+                        route_name(static_cast<Route>(r)), c.calls,
+                        static_cast<double>(c.nanoseconds) * 1e-9});
       }
     }
   }

@@ -40,7 +40,8 @@ class Timed {
   }
   ~Timed() {
     auto elapsed = static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start_).count());
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start_)
+            .count());
     current_ = parent_;
     if (parent_) parent_->nested_ += elapsed;
     if (cancelled_) return;

@@ -1,5 +1,6 @@
-// CUDA names land on npu inside the dispatcher: an operator asked for device "cuda" reaches the CUDA key, where
-// its Device arguments are rewritten and it is dispatched again. No Python wrapper, no cost for other calls.
+// CUDA names land on npu inside the dispatcher: an operator asked for device "cuda" reaches the CUDA key,
+// where its Device arguments are rewritten and it is dispatched again. No Python wrapper, no cost for other
+// calls.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/to_native.h>
@@ -24,21 +25,23 @@ void redirect(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::St
     value = to_npu(value.toDevice());
     rewritten = true;
   }
-  TORCH_CHECK(rewritten, info.name, ": a real CUDA tensor reached an operator, but mindspeed_ms redirects device "
+  TORCH_CHECK(rewritten, info.name,
+              ": a real CUDA tensor reached an operator, but mindspeed_ms redirects device "
               "'cuda' to 'npu'; create tensors after `import mindspeed_ms.patch`.");
   op.callBoxed(stack);
 }
 
 // `npu_tensor.to("cuda")` must be the tensor itself, not a copy, so `to` sees the rewritten device.
-at::Tensor to_layout(const at::Tensor& self, std::optional<at::ScalarType> dtype, std::optional<at::Layout> layout,
-                     std::optional<at::Device> device, std::optional<bool> pin_memory, bool non_blocking, bool copy,
+at::Tensor to_layout(const at::Tensor& self, std::optional<at::ScalarType> dtype,
+                     std::optional<at::Layout> layout, std::optional<at::Device> device,
+                     std::optional<bool> pin_memory, bool non_blocking, bool copy,
                      std::optional<at::MemoryFormat> format) {
   if (device) device = to_npu(*device);
   return at::native::to(self, dtype, layout, device, pin_memory, non_blocking, copy, format);
 }
 
-at::Tensor to_device(const at::Tensor& self, at::Device device, at::ScalarType dtype, bool non_blocking, bool copy,
-                     std::optional<at::MemoryFormat> format) {
+at::Tensor to_device(const at::Tensor& self, at::Device device, at::ScalarType dtype, bool non_blocking,
+                     bool copy, std::optional<at::MemoryFormat> format) {
   return at::native::to(self, to_npu(device), dtype, non_blocking, copy, format);
 }
 
@@ -59,8 +62,8 @@ void override_cuda_kernels() {
     auto op = dispatcher.findSchema(name);
     if (!op || !op->hasKernelForDispatchKey(c10::DispatchKey::CUDA)) continue;
     handles->push_back(dispatcher.registerImpl(name, c10::DispatchKey::CUDA,
-                                               c10::KernelFunction::makeFromBoxedFunction<&redirect>(), std::nullopt,
-                                               nullptr, "mindspeed_ms CUDA redirect"));
+                                               c10::KernelFunction::makeFromBoxedFunction<&redirect>(),
+                                               std::nullopt, nullptr, "mindspeed_ms CUDA redirect"));
   }
 }
 

@@ -43,8 +43,8 @@ void register_host_kernels() {
     registrations().emplace(
         c10::toString(name),
         dispatcher.registerImpl(name, c10::DispatchKey::PrivateUse1,
-                                c10::KernelFunction::makeFromBoxedFunction<&host_fallback>(), std::nullopt, nullptr,
-                                "mindspeed_ms host route"));
+                                c10::KernelFunction::makeFromBoxedFunction<&host_fallback>(), std::nullopt,
+                                nullptr, "mindspeed_ms host route"));
   }
 }
 

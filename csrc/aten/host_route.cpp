@@ -113,7 +113,8 @@ class Call {
     if (t.device().type() != kNpu) {
       TORCH_CHECK(!found_ || info_.mixes_devices || t.dim() == 0 || t.device().is_meta(),
                   "Expected all tensors to be on the same device, but found at least two devices, npu:",
-                  static_cast<int>(device_), " and ", t.device(), "! (when checking arguments of ", info_.name, ")");
+                  static_cast<int>(device_), " and ", t.device(), "! (when checking arguments of ",
+                  info_.name, ")");
       add_keys(t);
       return t;
     }
@@ -125,14 +126,17 @@ class Call {
       }
     }
     if (lent_.empty()) dtype_ = t.scalar_type();
-    auto cpu = t.layout() != at::kStrided ? not_strided(t) : opaque_memory() ? opaque_to_host(t) : host_alias(t);
+    auto cpu = t.layout() != at::kStrided ? not_strided(t)
+               : opaque_memory()          ? opaque_to_host(t)
+                                          : host_alias(t);
     add_keys(cpu);
     lent_.push_back({t, cpu, written});
     return cpu;
   }
 
   at::Tensor not_strided(const at::Tensor& t) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, info_.name, ": ", t.layout(), " tensors are not supported on device npu; "
+    TORCH_CHECK_NOT_IMPLEMENTED(false, info_.name, ": ", t.layout(),
+                                " tensors are not supported on device npu; "
                                 "call .cpu() first.");
   }
 
@@ -142,7 +146,8 @@ class Call {
     keys_ = keys_ | ((t.key_set() & c10::after_ADInplaceOrView_keyset) - lazy);
   }
 
-  // A CPU kernel may have resized its argument (out=), given it new memory, or turned its strides (transpose_).
+  // A CPU kernel may have resized its argument (out=), given it new memory, or turned its strides
+  // (transpose_).
   void write_back(Lent& lent) {
     auto* npu = lent.npu.unsafeGetTensorImpl();
     auto* cpu = lent.cpu.unsafeGetTensorImpl();
@@ -219,7 +224,8 @@ void host_fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torc
 
 // Reached by every operator given a sparse npu tensor.
 void refuse_sparse(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack*) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, op_info(op).name, ": device npu does not support sparse tensors; call to_dense() "
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op_info(op).name,
+                              ": device npu does not support sparse tensors; call to_dense() "
                               "before moving them to npu.");
 }
 
@@ -228,10 +234,14 @@ void host_route(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::
   Call(op, op_info(op), *stack).run();
 }
 
-TORCH_LIBRARY_IMPL(_, SparsePrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&refuse_sparse>()); }
+TORCH_LIBRARY_IMPL(_, SparsePrivateUse1, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&refuse_sparse>());
+}
 TORCH_LIBRARY_IMPL(_, SparseCsrPrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&refuse_sparse>());
 }
-TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&host_fallback>()); }
+TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&host_fallback>());
+}
 
 }  // namespace mindspeed_ms

@@ -13,29 +13,45 @@ ArgKind kind_of(const c10::Argument& arg) {
   auto type = arg.real_type();
   if (auto optional = type->cast<c10::OptionalType>()) type = optional->getElementType();
   switch (type->kind()) {
-    case c10::TypeKind::DeviceObjType: return ArgKind::Device;
-    case c10::TypeKind::GeneratorType: return ArgKind::Generator;
-    case c10::TypeKind::ScalarTypeType: return ArgKind::Dtype;
-    case c10::TypeKind::LayoutType: return ArgKind::Layout;
-    case c10::TypeKind::MemoryFormatType: return ArgKind::MemoryFormat;
-    default: return ArgKind::Other;
+    case c10::TypeKind::DeviceObjType:
+      return ArgKind::Device;
+    case c10::TypeKind::GeneratorType:
+      return ArgKind::Generator;
+    case c10::TypeKind::ScalarTypeType:
+      return ArgKind::Dtype;
+    case c10::TypeKind::LayoutType:
+      return ArgKind::Layout;
+    case c10::TypeKind::MemoryFormatType:
+      return ArgKind::MemoryFormat;
+    default:
+      return ArgKind::Other;
   }
 }
 
 // Operators that torch itself lets mix host and device tensors: copies, and indices kept on the host.
 bool mixes(const std::string& name) {
-  static const std::unordered_set<std::string> names = {
-      "aten::copy_",        "aten::_copy_from",      "aten::_copy_from_and_resize", "aten::_foreach_copy_",
-      "aten::index",        "aten::index_put",       "aten::index_put_",            "aten::_index_put_impl_",
-      "aten::_to_copy",     "aten::set_",            "aten::_index_put_impl",       "aten::_unsafe_index",
-      "aten::_unsafe_index_put"};
+  static const std::unordered_set<std::string> names = {"aten::copy_",
+                                                        "aten::_copy_from",
+                                                        "aten::_copy_from_and_resize",
+                                                        "aten::_foreach_copy_",
+                                                        "aten::index",
+                                                        "aten::index_put",
+                                                        "aten::index_put_",
+                                                        "aten::_index_put_impl_",
+                                                        "aten::_to_copy",
+                                                        "aten::set_",
+                                                        "aten::_index_put_impl",
+                                                        "aten::_unsafe_index",
+                                                        "aten::_unsafe_index_put"};
   return names.count(name) > 0;
 }
 
 }  // namespace
 
 OpInfo::OpInfo(const c10::OperatorHandle& op)
-    : name(c10::toString(op.operator_name())), mixes_devices(mixes(op.operator_name().name)), counters(counters_of(name)) {
+    : name(c10::toString(op.operator_name())),
+      mixes_devices(mixes(op.operator_name().name)),
+      counters(counters_of(name)) {
   bool takes_generator = false;
   for (const auto& arg : op.schema().arguments()) {
     ArgInfo info{kind_of(arg), arg.alias_info() && arg.alias_info()->isWrite()};

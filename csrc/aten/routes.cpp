@@ -31,10 +31,10 @@ int exchange_route_override(int mode) { return g_override.exchange(mode); }
 void allow_on_host(const std::string& op) { allowed().insert(op); }
 
 void require_allowed_on_host(const std::string& op) {
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      allowed().count(op), "MINDSPEED_MS_ROUTE=strict: ", op,
-      " has neither a MindSpore nor a csrc kernel for these arguments; use route 'auto' to run it on torch's CPU "
-      "kernel, or add a lowering for it in mindspeed_ms/ops.");
+  TORCH_CHECK_NOT_IMPLEMENTED(allowed().count(op), "MINDSPEED_MS_ROUTE=strict: ", op,
+                              " has neither a MindSpore nor a csrc kernel for these arguments; use route "
+                              "'auto' to run it on torch's CPU "
+                              "kernel, or add a lowering for it in mindspeed_ms/ops.");
 }
 
 }  // namespace mindspeed_ms

@@ -1,9 +1,10 @@
-// Factories, views and metadata operators: torch's own native functions. They compute nothing, so they have no
-// route; torch keeps storages, strides and version counters.
+// Factories, views and metadata operators: torch's own native functions. They compute nothing, so they have
+// no route; torch keeps storages, strides and version counters.
 #include <ATen/EmptyTensor.h>
 #include <ATen/native/Resize.h>
 #include <ATen/native/TensorFactories.h>
 #include <ATen/native/transformers/attention.h>
+#include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/alias_native.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/is_set_to_native.h>
@@ -13,7 +14,6 @@
 #include <ATen/ops/view_as_real_native.h>
 #include <ATen/ops/view_native.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/_reshape_alias_native.h>
 #include <torch/library.h>
 
 #include "aten/host_route.h"
@@ -50,7 +50,8 @@ at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::opti
 
 void grow(const at::Tensor& self, int64_t storage_offset, at::IntArrayRef size, at::IntArrayRef stride) {
   auto* impl = self.unsafeGetTensorImpl();
-  const size_t needed = at::detail::computeStorageNbytes(size, stride, impl->dtype().itemsize(), storage_offset);
+  const size_t needed =
+      at::detail::computeStorageNbytes(size, stride, impl->dtype().itemsize(), storage_offset);
   auto& storage = *impl->unsafe_storage().unsafeGetStorageImpl();
   if (c10::multiply_integers(size) && needed > storage.nbytes()) resize_storage(storage, needed);
 }
@@ -67,8 +68,8 @@ const at::Tensor& resize_(const at::Tensor& self, at::IntArrayRef size,
   return self;
 }
 
-at::Tensor& set_storage_offset(at::Tensor& self, at::Storage source, int64_t storage_offset, at::IntArrayRef size,
-                               at::IntArrayRef stride) {
+at::Tensor& set_storage_offset(at::Tensor& self, at::Storage source, int64_t storage_offset,
+                               at::IntArrayRef size, at::IntArrayRef stride) {
   at::native::checkSetStorage(self, std::move(source), storage_offset, size, stride);
   self.unsafeGetTensorImpl()->set_storage_offset(storage_offset);
   if (stride.data()) {
@@ -87,7 +88,8 @@ at::Tensor& set_storage(at::Tensor& self, at::Storage source) {
 
 at::Tensor& set_tensor(at::Tensor& self, const at::Tensor& source) {
   if (self.is_same(source)) return self;
-  return set_storage_offset(self, source.storage(), source.storage_offset(), source.sizes(), source.strides());
+  return set_storage_offset(self, source.storage(), source.storage_offset(), source.sizes(),
+                            source.strides());
 }
 
 at::Tensor& set_empty(at::Tensor& self) {
@@ -97,14 +99,14 @@ at::Tensor& set_empty(at::Tensor& self) {
 }
 
 // scaled_dot_product_attention: the composite of matmul and softmax, which the lowerings take apart.
-int64_t sdp_choice(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, double,
-                   bool, std::optional<double>, bool) {
+int64_t sdp_choice(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                   double, bool, std::optional<double>, bool) {
   return 0;  // SDPBackend::math
 }
 
 // What `parameter.data = other` and Module.cuda() ask before they move a tensor's contents to another device.
-// torch's answer knows CUDA by name: without npu in it Module.cuda() would replace every Parameter, which unties
-// shared weights and leaves an optimizer made before with the old ones.
+// torch's answer knows CUDA by name: without npu in it Module.cuda() would replace every Parameter, which
+// unties shared weights and leaves an optimizer made before with the old ones.
 bool has_compatible_shallow_copy_type(const at::Tensor& self, const at::Tensor& from) {
   auto plain = [](const at::Tensor& t) {
     return t.layout() == at::kStrided && (t.device().is_cpu() || t.device().type() == kNpu);

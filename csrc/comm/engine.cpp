@@ -5,7 +5,6 @@
 #include <cstring>
 #include <thread>
 
-
 namespace mindspeed_ms::comm {
 namespace {
 

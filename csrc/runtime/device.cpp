@@ -16,8 +16,8 @@ std::atomic<bool> g_bad_fork{false};
 PyObject* g_initializer = nullptr;  // guarded by the GIL
 
 void check_index(c10::DeviceIndex index) {
-  TORCH_CHECK(index >= 0 && index < g_count, "npu device index ", static_cast<int>(index), " is out of range: ",
-              static_cast<int>(g_count), " device(s) are visible.");
+  TORCH_CHECK(index >= 0 && index < g_count, "npu device index ", static_cast<int>(index),
+              " is out of range: ", static_cast<int>(g_count), " device(s) are visible.");
 }
 
 }  // namespace
@@ -53,9 +53,10 @@ void set_initializer(void* callable) {
 }
 
 void ensure_initialized() {
-  TORCH_CHECK(!g_bad_fork,
-              "Cannot use the npu device in a forked subprocess: MindSpore does not survive fork(). Start the "
-              "process with the 'spawn' method, or keep npu tensors out of it.");
+  TORCH_CHECK(
+      !g_bad_fork,
+      "Cannot use the npu device in a forked subprocess: MindSpore does not survive fork(). Start the "
+      "process with the 'spawn' method, or keep npu tensors out of it.");
   if (g_initialized) return;
   pybind11::gil_scoped_acquire gil;
   if (g_initialized || !g_initializer) return;

@@ -17,8 +17,9 @@ void NpuGenerator::set_offset(uint64_t offset) { engine_.set_offset(offset); }
 uint64_t NpuGenerator::get_offset() const { return engine_.get_offset(); }
 uint64_t NpuGenerator::current_seed() const { return engine_.current_seed(); }
 uint64_t NpuGenerator::seed() { return engine_.seed(); }
-// A state saved on CUDA: seed and offset of its Philox generator, 16 bytes. This generator draws other numbers, so a
-// run goes on with new ones, the same each time: those of the seed, or of both mixed where numbers were drawn.
+// A state saved on CUDA: seed and offset of its Philox generator, 16 bytes. This generator draws other
+// numbers, so a run goes on with new ones, the same each time: those of the seed, or of both mixed where
+// numbers were drawn.
 void NpuGenerator::set_state(const c10::TensorImpl& state) {
   uint64_t philox[2];
   if (state.numel() != sizeof(philox)) {

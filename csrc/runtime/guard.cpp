@@ -42,7 +42,9 @@ struct GuardImpl final : c10::impl::DeviceGuardImplInterface {
     return stream(d, tls_stream.at(d.has_index() ? d.index() : current_device()));
   }
   c10::Stream getDefaultStream(c10::Device d) const override { return stream(d, 0); }
-  c10::Stream getStreamFromGlobalPool(c10::Device d, bool) const override { return stream(d, g_next_stream++); }
+  c10::Stream getStreamFromGlobalPool(c10::Device d, bool) const override {
+    return stream(d, g_next_stream++);
+  }
   c10::Stream getNewStream(c10::Device d, int) const override { return stream(d, g_next_stream++); }
   c10::Stream exchangeStream(c10::Stream s) const override {
     auto& current = tls_stream.at(s.device_index());
@@ -79,7 +81,8 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, NpuGuard)
 
 }  // namespace
 
-// Only where torch itself has no CUDA guard: a CUDA build's own guard must stay until the redirect replaces it.
+// Only where torch itself has no CUDA guard: a CUDA build's own guard must stay until the redirect replaces
+// it.
 void register_cuda_name_guard() {
   static CudaNameGuard guard;
   c10::impl::device_guard_impl_registry[static_cast<size_t>(c10::DeviceType::CUDA)].store(&guard);

@@ -71,7 +71,8 @@ OpaqueMemory::OpaqueMemory(PyObject* flat_, at::ScalarType dtype_, size_t nbytes
   constexpr size_t page = 4096;
   reserved_ = (std::max<size_t>(nbytes, 1) + page - 1) / page * page;
   address_ = mmap(nullptr, reserved_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  TORCH_CHECK(address_ != MAP_FAILED, "cannot reserve ", reserved_, " bytes of address space for an npu storage.");
+  TORCH_CHECK(address_ != MAP_FAILED, "cannot reserve ", reserved_,
+              " bytes of address space for an npu storage.");
 }
 
 OpaqueMemory::~OpaqueMemory() {
@@ -132,7 +133,8 @@ at::Tensor host_alias(const at::Tensor& t) {
 at::Tensor adopt_host(const at::Tensor& t, c10::DeviceIndex device) {
   auto* impl = t.unsafeGetTensorImpl();
   auto out = at::detail::make_tensor<c10::TensorImpl>(adopt_storage(impl->unsafe_storage(), device),
-                                                      c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), impl->dtype());
+                                                      c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
+                                                      impl->dtype());
   auto* o = out.unsafeGetTensorImpl();
   o->set_sizes_and_strides(impl->sizes(), impl->strides(), impl->storage_offset());
   if (t.is_conj()) o->_set_conj(true);

@@ -39,7 +39,8 @@ class Memory {
   c10::DeviceIndex device_;
 };
 
-// CPU target: device memory is host memory, held as a CPU storage that CPU kernels and MindSpore use in place.
+// CPU target: device memory is host memory, held as a CPU storage that CPU kernels and MindSpore use in
+// place.
 class HostMemory final : public Memory {
  public:
   HostMemory(c10::Storage cpu, c10::DeviceIndex device);

@@ -23,14 +23,20 @@ void register_cuda_redirect();
 namespace {
 
 void bind_device(py::module_& m) {
-  m.def("register_device", [] {
-    register_device();
-    register_host_kernels();
-  }, "Registers allocator, hooks and host kernels of the npu device with torch.");
-  m.def("register_cuda_redirect", [] {
-    register_cuda_name_guard();
-    register_cuda_redirect();
-  }, "Makes device 'cuda' land on npu inside the dispatcher.");
+  m.def(
+      "register_device",
+      [] {
+        register_device();
+        register_host_kernels();
+      },
+      "Registers allocator, hooks and host kernels of the npu device with torch.");
+  m.def(
+      "register_cuda_redirect",
+      [] {
+        register_cuda_name_guard();
+        register_cuda_redirect();
+      },
+      "Makes device 'cuda' land on npu inside the dispatcher.");
   m.def("set_initializer", [](py::object fn) { set_initializer(fn.ptr()); });
   m.def("ensure_initialized", &ensure_initialized);
   m.def("is_initialized", &is_initialized);
@@ -39,21 +45,27 @@ void bind_device(py::module_& m) {
   m.def("set_device_count", [](int n) { set_device_count(static_cast<c10::DeviceIndex>(n)); });
   m.def("current_device", [] { return static_cast<int>(current_device()); });
   m.def("set_device", [](int d) { set_current_device(static_cast<c10::DeviceIndex>(d)); });
-  m.def("exchange_device", [](int d) { return static_cast<int>(exchange_device(static_cast<c10::DeviceIndex>(d))); });
+  m.def("exchange_device",
+        [](int d) { return static_cast<int>(exchange_device(static_cast<c10::DeviceIndex>(d))); });
   m.def("default_generator", [](int d) { return default_generator(static_cast<c10::DeviceIndex>(d)); });
-  m.def("engine_of", &engine_of, "The CPU generator behind an npu generator; drawing from it needs no device.");
-  m.def("memory_stats", [](int d) {
-    auto& s = memory_stats(static_cast<c10::DeviceIndex>(d));
-    py::dict out;
-    out["allocated"] = s.allocated.load();
-    out["peak"] = s.peak.load();
-    out["reserved"] = reserved_memory(static_cast<c10::DeviceIndex>(d));
-    out["reserved_peak"] = s.reserved_peak.load();
-    out["mapped"] = block_cache::stats().mapped;
-    out["allocations"] = s.allocations.load();
-    out["frees"] = s.frees.load();
-    return out;
-  }, "Bytes now and at peak, and counts, of live npu storages of one device; reserved: with what is kept for others.");
+  m.def("engine_of", &engine_of,
+        "The CPU generator behind an npu generator; drawing from it needs no device.");
+  m.def(
+      "memory_stats",
+      [](int d) {
+        auto& s = memory_stats(static_cast<c10::DeviceIndex>(d));
+        py::dict out;
+        out["allocated"] = s.allocated.load();
+        out["peak"] = s.peak.load();
+        out["reserved"] = reserved_memory(static_cast<c10::DeviceIndex>(d));
+        out["reserved_peak"] = s.reserved_peak.load();
+        out["mapped"] = block_cache::stats().mapped;
+        out["allocations"] = s.allocations.load();
+        out["frees"] = s.frees.load();
+        return out;
+      },
+      "Bytes now and at peak, and counts, of live npu storages of one device; reserved: with what is kept "
+      "for others.");
   m.def("empty_cache", &empty_cache, "Gives memory that is kept for later allocations back to the system.");
   m.def("reset_peak_memory", [](int d) { reset_peak_memory(static_cast<c10::DeviceIndex>(d)); });
 }
@@ -76,26 +88,35 @@ void bind_routes(py::module_& m) {
   m.def("route_mode", &route_mode);
   m.def("set_default_route_mode", &set_default_route_mode);
   m.def("exchange_route_override", &exchange_route_override);
-  m.def("allow_on_host", &allow_on_host, "Lets `op` run on the host in strict mode (it moves data, computes nothing).");
+  m.def("allow_on_host", &allow_on_host,
+        "Lets `op` run on the host in strict mode (it moves data, computes nothing).");
 }
 
 void bind_borrow(py::module_& m) {
   m.def("set_mindspore", &set_mindspore);
   m.def("set_mindspore_starter", &set_mindspore_starter);
   m.def("to_mindspore", &lend_to_mindspore, "ms.Tensor over the memory of an npu tensor, no copy.");
-  m.def("from_mindspore", [](py::handle t, int d) { return adopt_from_mindspore(t, static_cast<c10::DeviceIndex>(d)); },
-        "npu tensor over the memory of an ms.Tensor, no copy unless it is not contiguous.");
+  m.def(
+      "from_mindspore",
+      [](py::handle t, int d) { return adopt_from_mindspore(t, static_cast<c10::DeviceIndex>(d)); },
+      "npu tensor over the memory of an ms.Tensor, no copy unless it is not contiguous.");
   m.def("host_alias", &host_alias, "CPU tensor over the memory of an npu tensor, no copy.");
-  m.def("adopt_host", [](const at::Tensor& t, int d) { return adopt_host(t, static_cast<c10::DeviceIndex>(d)); },
-        "npu tensor over the memory of a CPU tensor, no copy.");
+  m.def(
+      "adopt_host",
+      [](const at::Tensor& t, int d) { return adopt_host(t, static_cast<c10::DeviceIndex>(d)); },
+      "npu tensor over the memory of a CPU tensor, no copy.");
 }
 
 void bind_coverage(py::module_& m) {
-  m.def("coverage_rows", [] {
-    py::list rows;
-    for (auto& r : coverage_rows()) rows.append(py::make_tuple(r.op, r.dtype, r.route, r.calls, r.seconds));
-    return rows;
-  }, "(op, dtype, route, calls, exclusive seconds) of everything counted so far.");
+  m.def(
+      "coverage_rows",
+      [] {
+        py::list rows;
+        for (auto& r : coverage_rows())
+          rows.append(py::make_tuple(r.op, r.dtype, r.route, r.calls, r.seconds));
+        return rows;
+      },
+      "(op, dtype, route, calls, exclusive seconds) of everything counted so far.");
   m.def("reset_coverage", &reset_coverage);
   // Counts a fused kernel of mindspeed_ms.kernels: timed_begin(name, dtype) ... timed_end(token).
   struct Token {
@@ -105,7 +126,8 @@ void bind_coverage(py::module_& m) {
       .def(py::init([](const std::string& name, at::ScalarType dtype, bool on_mindspore) {
              const Route route = on_mindspore ? Route::MindSpore : Route::Csrc;
              return Token{std::make_unique<Timed>(counters_of(name), route, dtype)};
-           }), py::arg("name"), py::arg("dtype"), py::arg("on_mindspore") = false)
+           }),
+           py::arg("name"), py::arg("dtype"), py::arg("on_mindspore") = false)
       .def("__enter__", [](py::object self) { return self; })
       .def("__exit__", [](Token& t, const py::args&) { t.timed.reset(); });
 }

@@ -39,11 +39,12 @@ void set_flat(OpaqueMemory& memory, const py::object& flat, at::ScalarType dtype
   memory.dtype = dtype;
 }
 
-// Makes `memory` hold a flat ms.Tensor of `dtype`. MindSpore tensors have one dtype, so a storage that is read
-// under another one (Tensor.view(dtype)) is converted through the host.
+// Makes `memory` hold a flat ms.Tensor of `dtype`. MindSpore tensors have one dtype, so a storage that is
+// read under another one (Tensor.view(dtype)) is converted through the host.
 void require_dtype(OpaqueMemory& memory, at::ScalarType dtype, size_t nbytes) {
   if (memory.flat && memory.dtype == dtype) return;
-  set_flat(memory, call(opaque_hooks().from_host, py::make_tuple(bytes_on_host(memory, dtype, nbytes))), dtype);
+  set_flat(memory, call(opaque_hooks().from_host, py::make_tuple(bytes_on_host(memory, dtype, nbytes))),
+           dtype);
 }
 
 template <typename... Args>
@@ -95,14 +96,16 @@ void opaque_write(const at::Tensor& t, PyObject* source) {
   with_view(opaque_hooks().write, t, py::reinterpret_borrow<py::object>(source));
 }
 
-at::Tensor opaque_adopt(PyObject* result, at::IntArrayRef sizes, at::ScalarType dtype, c10::DeviceIndex device) {
+at::Tensor opaque_adopt(PyObject* result, at::IntArrayRef sizes, at::ScalarType dtype,
+                        c10::DeviceIndex device) {
   auto flat = call(opaque_hooks().flatten, py::make_tuple(py::handle(result)));
   const size_t nbytes = c10::multiply_integers(sizes) * at::elementSize(dtype);
   auto* memory = new OpaqueMemory(flat.release().ptr(), dtype, nbytes, device);
   c10::Storage storage(c10::Storage::use_byte_size_t(), nbytes, make_data_ptr(memory, device),
                        c10::GetAllocator(kNpu), /*resizable=*/true);
-  auto out = at::detail::make_tensor<c10::TensorImpl>(
-      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), c10::scalarTypeToTypeMeta(dtype));
+  auto out = at::detail::make_tensor<c10::TensorImpl>(std::move(storage),
+                                                      c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
+                                                      c10::scalarTypeToTypeMeta(dtype));
   out.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   return out;
 }

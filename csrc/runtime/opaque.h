@@ -25,7 +25,8 @@ PyObject* opaque_lend(const at::Tensor& t);
 // Writes ms.Tensor `source` (same sizes and dtype) into `t`. Needs the GIL.
 void opaque_write(const at::Tensor& t, PyObject* source);
 // New npu tensor that takes over ms.Tensor `result`. Needs the GIL.
-at::Tensor opaque_adopt(PyObject* result, at::IntArrayRef sizes, at::ScalarType dtype, c10::DeviceIndex device);
+at::Tensor opaque_adopt(PyObject* result, at::IntArrayRef sizes, at::ScalarType dtype,
+                        c10::DeviceIndex device);
 
 c10::DataPtr resize_opaque(OpaqueMemory& old, size_t old_nbytes, size_t nbytes, c10::DeviceIndex device);
 

@@ -198,7 +198,7 @@ def main() -> int:
         rows, step = row.pop("rows"), row.pop("step")
         print(breakdown(rows, pairs, step, options.breakdown), flush=True)
         report.row(**row)
-        report.summary[f"operators of {case.name}"] = rows if options.json else len(rows)
+        report.summary[f"operators of {case.name}"] = rows
         aim = SPEED if case.hidden >= 1024 else SMALL_SPEED
         report.mark(f"{case.name}: tokens/s >= {aim}x", row["ratio"] >= aim, f"{row['ratio']:.2f}x")
         if case.hidden >= 1024 and not options.quick:
