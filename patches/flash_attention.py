@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from mindspeed_ms.patches.stand_ins import refuse
 
 VERSION = "2.7.4"
 """The release whose arguments these functions take: Megatron's dynamic batching wants 2.7.3 or later."""
-
-
-def _refuse(name: str, **asked: Any) -> None:
-    for option, value in asked.items():
-        if value is not None and value is not False:
-            raise NotImplementedError(f"flash_attn.{name}: {option} is not implemented: leave it out")
 
 
 def flash_attn_varlen_func(
@@ -41,7 +34,9 @@ def flash_attn_varlen_func(
     """
     from mindspeed_ms.kernels import attention, packed_segments, paged_rows
 
-    _refuse("flash_attn_varlen_func", alibi_slopes=alibi_slopes, return_attn_probs=return_attn_probs)
+    refuse(
+        "flash_attn.flash_attn_varlen_func", alibi_slopes=alibi_slopes, return_attn_probs=return_attn_probs
+    )
     if block_table is not None:
         rows = paged_rows(block_table, cu_seqlens_k.diff().tolist(), k.shape[1])
         k, v = (cache.reshape(-1, *cache.shape[2:]).index_select(0, rows) for cache in (k, v))
@@ -85,8 +80,8 @@ def flash_attn_with_kvcache(
     """
     from mindspeed_ms.kernels import cached_attention
 
-    _refuse(
-        "flash_attn_with_kvcache",
+    refuse(
+        "flash_attn.flash_attn_with_kvcache",
         cache_batch_idx=cache_batch_idx,
         cache_leftpad=cache_leftpad,
         alibi_slopes=alibi_slopes,

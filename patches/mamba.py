@@ -6,18 +6,13 @@ import itertools
 from typing import Any
 
 import torch
+from mindspeed_ms.patches.stand_ins import refuse
 from torch.nn import functional
 
 MAMBA_VERSION, CONV_VERSION = "2.2.6.post3", "1.5.3.post1"
 """The releases whose arguments these functions take: from these on Megatron packs sequences."""
 
 _NO_LIMIT = (0.0, float("inf"))
-
-
-def _refuse(name: str, **asked: Any) -> None:
-    for option, value in asked.items():
-        if value is not None and value is not False:
-            raise NotImplementedError(f"{name}: {option} is not implemented: leave it out")
 
 
 def _is_silu(activation: str | None) -> bool:
@@ -50,7 +45,7 @@ def causal_conv1d_fn(
     """x ``(b, d, l)`` convolved with weight ``(d, w)``. Raises NotImplementedError for final states."""
     from mindspeed_ms.kernels.state_space import causal_conv
 
-    _refuse("causal_conv1d_fn", return_final_states=return_final_states, final_states_out=final_states_out)
+    refuse("causal_conv1d_fn", return_final_states=return_final_states, final_states_out=final_states_out)
     return causal_conv(x, weight, bias, silu=_is_silu(activation), before=initial_states, sequence=seq_idx)
 
 
@@ -70,7 +65,7 @@ def causal_conv1d_update(
     """
     from mindspeed_ms.kernels.state_space import causal_conv
 
-    _refuse("causal_conv1d_update", cache_seqlens=cache_seqlens)
+    refuse("causal_conv1d_update", cache_seqlens=cache_seqlens)
     if x.dim() == 2:
         one = causal_conv1d_update(
             x.unsqueeze(2), conv_state, weight, bias, activation, None, conv_state_indices
@@ -166,7 +161,7 @@ def mamba_split_conv1d_scan_combined(
 
     Raises NotImplementedError for final states, norm and output projection: Megatron does these itself.
     """
-    _refuse(
+    refuse(
         "mamba_split_conv1d_scan_combined",
         return_final_states=return_final_states,
         rmsnorm_weight=rmsnorm_weight,

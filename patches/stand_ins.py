@@ -25,6 +25,13 @@ from types import ModuleType
 from typing import Any
 
 
+def refuse(function: str, **asked: Any) -> None:
+    """NotImplementedError for an option of a provided `function` that is neither None nor False."""
+    for option, value in asked.items():
+        if value is not None and value is not False:
+            raise NotImplementedError(f"{function}: {option} is not implemented: leave it out")
+
+
 @dataclass(frozen=True)
 class StandIn:
     """Empty shells of ``packages`` (a package and its submodules) lent to the Megatron module ``borrower``.
