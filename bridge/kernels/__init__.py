@@ -26,7 +26,14 @@ from mindspeed_ms.kernels.optimizer import (
     newton_schulz,
     sgd_step,
 )
-from mindspeed_ms.kernels.permutation import Rows, combine_rows, gather_rows, permutation
+from mindspeed_ms.kernels.permutation import (
+    Rows,
+    combine_rows,
+    gather_rows,
+    permutation,
+    permute,
+    unpermute,
+)
 from mindspeed_ms.kernels.rope import latent_key_value, latent_query, packed_positions, rope
 from mindspeed_ms.kernels.router import auxiliary_scores, load_balancing_loss, topk_router
 from mindspeed_ms.kernels.softmax import scaled_softmax
@@ -65,10 +72,12 @@ __all__ = [
     "packed_segments",
     "paged_rows",
     "permutation",
+    "permute",
     "rms_norm",
     "rope",
     "scaled_softmax",
     "sgd_step",
     "topk_router",
+    "unpermute",
     "vocab_parallel_cross_entropy",
 ]

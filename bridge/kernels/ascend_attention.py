@@ -96,26 +96,37 @@ def attention(
 def ring_step(
     query: MsTensor, key: MsTensor, value: MsTensor, *, causal: bool, scale: float
 ) -> tuple[MsTensor, MsTensor, MsTensor]:
-    """Output (s, b, heads * d), maximum and sum of the softmax, fp32 (b, heads, s, 8), of one step's keys.
+    """Output of one step's keys, (s, b, heads * d), maximum and sum of its softmax, (b, heads, s, 8), fp32.
 
-    query (s, b, heads, d), key and value (sk, b, kv_heads, d).
+    query (s, b, heads, d), key (sk, b, kv_heads, d), value (sk, b, kv_heads, dv), dv <= d: zeros fill the
+    output up to d. It is fp32 as the merge rounds to the dtype that it is given.
     """
+    import mindspore as ms
     from mindspore.ops.auto_generate import gen_ops_prim
 
     pattern = _pattern(causal, None, None)
     operator = gen_ops_prim.FlashAttentionScore(*_settings(query, scale, pattern))
-    operands = [t.reshape((*t.shape[:2], -1)) for t in (query, key, value)]
+    operands = _flat(query, key, _padded(value, query.shape[-1]))
     peak, total, _, out = operator(*operands, None, None, None, pattern["atten_mask"], None, None, None)
-    return out, peak, total
+    return out.astype(ms.float32), peak, total
 
 
 def ring_merge(
-    before: tuple[MsTensor, MsTensor, MsTensor], step: tuple[MsTensor, MsTensor, MsTensor]
+    out: MsTensor,
+    peak: MsTensor,
+    total: MsTensor,
+    step_out: MsTensor,
+    step_peak: MsTensor,
+    step_total: MsTensor,
 ) -> tuple[MsTensor, MsTensor, MsTensor]:
-    """ops.ring_attention_update of two partial results over different keys."""
+    """ops.ring_attention_update of two results of :func:`ring_step` over different keys, of the same queries.
+
+    MindSpore's page asks for positive maxima; the sum it gives, and the operator, know differences of maxima
+    only.
+    """
     from mindspore import ops
 
-    return ops.ring_attention_update(*before, *step, None, "SBH")
+    return ops.ring_attention_update(out, peak, total, step_out, step_peak, step_total, None, "SBH")
 
 
 def ring_step_backward(
@@ -123,20 +134,32 @@ def ring_step_backward(
     key: MsTensor,
     value: MsTensor,
     grad: MsTensor,
-    merged: tuple[MsTensor, MsTensor, MsTensor],
+    out: MsTensor,
+    peak: MsTensor,
+    total: MsTensor,
     *,
     causal: bool,
     scale: float,
 ) -> tuple[MsTensor, MsTensor, MsTensor]:
-    """What one step's keys give to the gradients of query, key, value; `merged`: the result of all steps."""
+    """What one step's keys give to the gradients of query, key, value.
+
+    grad (s, b, heads, dv); out, in query's dtype, peak and total: the merged result of all steps.
+    """
+    from mindspore import mint
     from mindspore.ops.auto_generate import gen_ops_prim
 
+    width, value_width = query.shape[-1], value.shape[-1]
     pattern = _pattern(causal, None, None)
-    out, peak, total = merged
     operator = gen_ops_prim.FlashAttentionScoreGrad(*_settings(query, scale, pattern))
-    operands = [t.reshape((*t.shape[:2], -1)) for t in (query, key, value)]
-    grads = operator(*operands, grad, None, None, None, pattern["atten_mask"], peak, total, None, out)
-    return tuple(g.reshape(t.shape) for g, t in zip(grads[:3], (query, key, value), strict=True))
+    inputs = (query, key, _padded(value, width))
+    operands = _flat(*inputs, _padded(grad, width))
+    grads = operator(*operands, None, None, None, pattern["atten_mask"], peak, total, None, out)
+    dquery, dkey, dvalue = (g.reshape(t.shape) for g, t in zip(grads[:3], inputs, strict=True))
+    return dquery, dkey, mint.narrow(dvalue, -1, 0, value_width)
+
+
+def _flat(*tensors: MsTensor) -> list[MsTensor]:
+    return [t.reshape((*t.shape[:2], -1)) for t in tensors]
 
 
 def _settings(query: MsTensor, scale: float, pattern: dict[str, Any]) -> tuple[Any, ...]:

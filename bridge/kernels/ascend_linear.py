@@ -12,14 +12,15 @@ from typing import Any
 MsTensor = Any
 
 
-def column_linear(x: MsTensor, weight: MsTensor, group: str, ranks: int) -> tuple[MsTensor, MsTensor]:
-    """ops.all_gather_matmul: gathered x @ weight^T (ranks * rows, out), and gathered x for the backward pass.
+def column_linear(x: MsTensor, weight: MsTensor, group: str, ranks: int) -> MsTensor:
+    """ops.all_gather_matmul: gathered x @ weight^T (ranks * rows, out).
 
     x (rows, in): this rank's; weight (out, in): this rank's share of the outputs; `group`: MindSpore's name.
+    The gathered x is not kept: memory for it is what sequence parallelism saves.
     """
     from mindspore import ops
 
-    return ops.all_gather_matmul(x, weight, group, ranks, gather_output=True, trans_x2=True)
+    return ops.all_gather_matmul(x, weight, group, ranks, gather_output=False, trans_x2=True)[0]
 
 
 def column_linear_backward(grad: MsTensor, weight: MsTensor, group: str, ranks: int) -> MsTensor:

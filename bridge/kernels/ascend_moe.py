@@ -49,30 +49,42 @@ def topk_router(
     return dense, marks.astype(ms.bool_)
 
 
-def permute(tokens: MsTensor, experts: MsTensor, count: int | None = None) -> tuple[MsTensor, MsTensor]:
+def permute(tokens: MsTensor, experts: MsTensor) -> tuple[MsTensor, MsTensor]:
     """ops.moe_token_permute: rows sorted by expert, and where row i of (token, choice) has gone.
 
     tokens (n, hidden), experts int32 (n, topk) as the router numbers them.
     """
     from mindspore import ops
 
-    return ops.moe_token_permute(tokens, experts, count)
+    return ops.moe_token_permute(tokens, experts)
 
 
-def unpermute(rows: MsTensor, places: MsTensor, probs: MsTensor | None = None) -> MsTensor:
-    """ops.moe_token_unpermute: each token's rows summed, weighted with probs (tokens, topk)."""
+def unpermute(rows: MsTensor, places: MsTensor, probs: MsTensor) -> MsTensor:
+    """ops.moe_token_unpermute: each token's rows summed, weighted with probs (tokens, topk) in rows' dtype.
+
+    `places` int32 from :func:`permute`. Without probs the operator takes topk for 1 and sums nothing.
+    """
     from mindspore import ops
 
     return ops.moe_token_unpermute(rows, places, probs)
 
 
+def unpermute_inferred(rows: MsTensor, places: MsTensor, probs: MsTensor) -> MsTensor:
+    """The same by operators that MindSpore 2.10 can infer."""
+    from mindspore import mint
+
+    chosen = mint.index_select(rows, 0, places).reshape((*probs.shape, rows.shape[1]))
+    return (chosen * probs.reshape((*probs.shape, 1))).sum(1)
+
+
 def unpermute_backward(
-    rows: MsTensor, grad: MsTensor, places: MsTensor, probs: MsTensor | None = None
-) -> tuple[MsTensor, MsTensor]:
+    rows: MsTensor, places: MsTensor, probs: MsTensor, grad: MsTensor
+) -> tuple[MsTensor, None, MsTensor]:
     """Gradients of :func:`unpermute` for rows and probs."""
     from mindspore.ops import auto_generate
 
-    return auto_generate.moe_token_unpermute_grad(rows, grad, places, probs, False, None)
+    drows, dprobs = auto_generate.moe_token_unpermute_grad(rows, grad, places, probs, False, None)
+    return drows, None, dprobs
 
 
 def gather_rows(x: MsTensor, index: MsTensor) -> MsTensor:

@@ -6,7 +6,8 @@ The sequence of ``2 c`` chunks lies on ``c`` ranks: rank r holds chunk r and, be
 Methods, by Transformer Engine's names (``cp_comm_type``):
 
 * p2p: keys and values travel around the ring while the previous ones are computed with; partial results are
-  merged by their log-sum-exp (Ring Attention, Liu et al. 2023). No window.
+  merged by their log-sum-exp (Ring Attention, Liu et al. 2023), on Ascend by maximum and sum of the softmax
+  (:mod:`mindspeed_ms.kernels.ring_attention`). No window.
 * all_gather: every rank gathers all keys and values. Same sums as on one rank.
 * a2a: every rank computes all rows for a share of the heads (DeepSpeed-Ulysses, Jacobs et al. 2023); the
   number of heads of query, key and value must be multiples of ``c``.
@@ -15,35 +16,19 @@ Methods, by Transformer Engine's names (``cp_comm_type``):
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from mindspeed_ms.kernels import ring_attention
 from mindspeed_ms.kernels.attention import Segment, attention, with_sink
+from mindspeed_ms.kernels.dispatch import choose
+from mindspeed_ms.kernels.ring_attention import Ranks, pass_on
 from torch.autograd.function import once_differentiable
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class _Ranks:
-    """This rank's place in the group, and what its tensors cover."""
-
-    group: dist.ProcessGroup
-    size: int
-    rank: int
-
-    @property
-    def chunks(self) -> tuple[int, int]:
-        """Numbers of the two chunks that this rank holds."""
-        return self.rank, 2 * self.size - 1 - self.rank
-
-    def natural_order(self) -> list[int]:
-        """Where chunk 0, 1, ... lies among the chunks of rank 0, rank 1, ... one after the other."""
-        c = self.size
-        return [2 * j if j < c else 2 * (2 * c - 1 - j) + 1 for j in range(2 * c)]
 
 
 def context_parallel_attention(
@@ -73,7 +58,7 @@ def context_parallel_attention(
             f"context parallel attention needs two equal chunks per rank, got {query.shape[0]} rows "
             f"of query and {key.shape[0]} of key"
         )
-    ranks = _Ranks(group, group.size(), group.rank())
+    ranks = Ranks(group, group.size(), group.rank())
     options = {"scale": scale, "dropout": dropout}
     return METHODS[method](query, key, value, ranks, causal, window, sink, options)
 
@@ -82,7 +67,7 @@ def _ring(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    ranks: _Ranks,
+    ranks: Ranks,
     causal: bool,
     window: tuple[int, int] | None,
     sink: torch.Tensor | None,
@@ -90,23 +75,28 @@ def _ring(
 ) -> torch.Tensor:
     if window is not None:
         raise ValueError("a window over a ring (p2p) is not implemented: use all_gather or a2a")
+
+    def refusal() -> str | None:
+        return ring_attention.unfit(query, key, value, options["dropout"], sink)
+
+    if choose("ring_step", query, key, value, refusal=refusal) == "ascend":
+        scale = 1.0 / math.sqrt(query.shape[-1]) if options["scale"] is None else float(options["scale"])
+        steps = ring_attention.steps_on_ascend(scale)
+        return ring_attention.ring_attention(query, key, value, ranks, causal, steps)
     half = query.shape[0] // 2
     parts: tuple[list[Pair], list[Pair]] = ([], [])  # of the first and of the second chunk's queries
     for step in range(ranks.size):
         incoming: list[dist.Work] = []
         if step + 1 < ranks.size:
             following = _Shift.apply(ranks, incoming, key, value)
-        source = (ranks.rank - step) % ranks.size
-        if not causal or source <= ranks.rank:
-            # Of an earlier rank's chunks all queries see the first, none sees the second.
-            seen = slice(None) if not causal or step == 0 else slice(half)
-            diagonal = causal and step == 0
-            out, lse = attention(query, key[seen], value[seen], causal=diagonal, return_lse=True, **options)
+        rows, seen, diagonal = ranks.visible(step, half, causal)
+        found = attention(query[rows], key[seen], value[seen], causal=diagonal, return_lse=True, **options)
+        if rows == slice(None):
+            out, lse = found
             parts[0].append((out[:half], lse[..., :half]))
             parts[1].append((out[half:], lse[..., half:]))
         else:
-            # Of a later rank's chunks the second query chunk sees both, the first sees none.
-            parts[1].append(attention(query[half:], key, value, return_lse=True, **options))
+            parts[1].append(found)
         for work in incoming:
             work.wait()
         if step + 1 < ranks.size:
@@ -129,7 +119,7 @@ def _gathered(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    ranks: _Ranks,
+    ranks: Ranks,
     causal: bool,
     window: tuple[int, int] | None,
     sink: torch.Tensor | None,
@@ -149,7 +139,7 @@ def _by_heads(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    ranks: _Ranks,
+    ranks: Ranks,
     causal: bool,
     window: tuple[int, int] | None,
     sink: torch.Tensor | None,
@@ -197,7 +187,7 @@ def context_parallel_packed_attention(
     dropout, sink) as in :func:`mindspeed_ms.kernels.attention.attention`. ValueError for lengths that the
     ranks cannot share.
     """
-    ranks = _Ranks(group, group.size(), group.rank())
+    ranks = Ranks(group, group.size(), group.rank())
     lengths = [end - begin for begin, end in itertools.pairwise(cu_seqlens.tolist())]
     begins = cu_seqlens.tolist() if cu_seqlens_padded is None else cu_seqlens_padded.tolist()
     shares = [end - begin for begin, end in itertools.pairwise(begins)]
@@ -221,7 +211,7 @@ def context_parallel_packed_attention(
     return outs[0] + outs[1]  # each has zeros where the other has rows
 
 
-def _packed_order(ranks: _Ranks, begins: list[int], tokens: int) -> torch.Tensor:
+def _packed_order(ranks: Ranks, begins: list[int], tokens: int) -> torch.Tensor:
     """Where token 0, 1, ... of the packed sequences lies among the `tokens` of rank 0, of rank 1, ..."""
     places = [torch.empty(0, dtype=torch.int64)]
     for begin, end in itertools.pairwise(begins):
@@ -243,32 +233,20 @@ def _reorder(tensor: torch.Tensor, order: list[int]) -> torch.Tensor:
     return torch.cat([chunks[i] for i in order])
 
 
-def _pass_on(ranks: _Ranks, tensors: tuple[torch.Tensor, ...], distance: int) -> tuple[list, list[dist.Work]]:
-    """Starts sending each tensor ``distance`` ranks further; what arrives, and what to wait for."""
-    received = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
-    to, source = ((ranks.rank + d) % ranks.size for d in (distance, -distance))
-    operations = [
-        dist.P2POp(operation, tensor, group=ranks.group, group_peer=peer)
-        for sent, arriving in zip(tensors, received, strict=True)
-        for operation, tensor, peer in ((dist.isend, sent.contiguous(), to), (dist.irecv, arriving, source))
-    ]
-    return received, dist.batch_isend_irecv(operations)
-
-
 class _Shift(torch.autograd.Function):
     """Tensors of the previous rank. What to wait for before they are read is appended to ``incoming``."""
 
     @staticmethod
     def forward(ctx, ranks, incoming, *tensors):
         ctx.ranks = ranks
-        received, works = _pass_on(ranks, tensors, 1)
+        received, works = pass_on(ranks, tensors, 1)
         incoming.extend(works)
         return tuple(received)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        received, works = _pass_on(ctx.ranks, grads, -1)
+        received, works = pass_on(ctx.ranks, grads, -1)
         for work in works:
             work.wait()
         return None, None, *received

@@ -39,6 +39,8 @@ class Form:
     """Its gradient, where MindSpore's own cannot be inferred without a device; else MindSpore's autograd."""
     forward_checked: str = INFERENCE
     backward_checked: str = INFERENCE
+    inferred: Callable[..., Any] | None = None
+    """What takes the call's place in a dry run, where MindSpore cannot infer the operator (SIGNATURE)."""
 
 
 #: Kernel -> its Ascend form. What is not here runs as the composite in torch operators, and says so once.
@@ -52,13 +54,27 @@ FORMS: dict[str, Form] = {
     "rope": Form(ascend.rope, "rotary_position_embedding"),
     "vocab_parallel_cross_entropy": Form(ascend.vocab_parallel_cross_entropy, "CrossEntropyLoss"),
     "attention": Form(ascend_attention.attention, "speed_fusion_attention"),
+    "ring_step": Form(ascend_attention.ring_step, "FlashAttentionScore", ascend_attention.ring_step_backward),
+    "ring_merge": Form(ascend_attention.ring_merge, "ring_attention_update", backward_checked=NO_GRADIENT),
     "embedding_grad": Form(ascend.embedding_grad, "EmbeddingDenseBackward", backward_checked=NO_GRADIENT),
     "accumulate_weight_gradient": Form(
         ascend_linear.accumulate_weight_gradient, "InplaceMatmulAdd", backward_checked=NO_GRADIENT
     ),
+    "column_linear": Form(
+        ascend_linear.column_linear, "all_gather_matmul", ascend_linear.column_linear_backward
+    ),
+    "row_linear": Form(ascend_linear.row_linear, "matmul_reduce_scatter", ascend_linear.row_linear_backward),
     "topk_router": Form(ascend_moe.topk_router, "TopkExt, GatherD, Scatter"),
     "gather_rows": Form(ascend_moe.gather_rows, "IndexSelect"),
     "combine_rows": Form(ascend_moe.combine_rows, "IndexAddExt"),
+    "permute": Form(ascend_moe.permute, "moe_token_permute"),
+    "unpermute": Form(
+        ascend_moe.unpermute,
+        "moe_token_unpermute",
+        ascend_moe.unpermute_backward,
+        forward_checked=SIGNATURE,
+        inferred=ascend_moe.unpermute_inferred,
+    ),
     "grouped_matmul": Form(
         ascend_moe.grouped_matmul,
         "grouped_matmul_v4; grouped_matmul_add_ for the weights",
@@ -66,21 +82,6 @@ FORMS: dict[str, Form] = {
     ),
     "adam_step": Form(ascend.adam_step, "AdamW", backward_checked=NO_GRADIENT),
     "l2_norm": Form(ascend.l2_norm, "Norm", backward_checked=NO_GRADIENT),
-}
-
-
-#: Operators that no kernel calls yet, though they are bound and checked: name -> form.
-UNCALLED: dict[str, Form] = {
-    "ring_step": Form(ascend_attention.ring_step, "FlashAttentionScore", ascend_attention.ring_step_backward),
-    "ring_merge": Form(ascend_attention.ring_merge, "ring_attention_update", backward_checked=NO_GRADIENT),
-    "permute": Form(ascend_moe.permute, "moe_token_permute"),
-    "unpermute": Form(
-        ascend_moe.unpermute, "moe_token_unpermute", ascend_moe.unpermute_backward, forward_checked=SIGNATURE
-    ),
-    "column_linear": Form(
-        ascend_linear.column_linear, "all_gather_matmul", ascend_linear.column_linear_backward
-    ),
-    "row_linear": Form(ascend_linear.row_linear, "matmul_reduce_scatter", ascend_linear.row_linear_backward),
 }
 
 
@@ -121,22 +122,47 @@ def on_mindspore(kernel: str, *args: Any, seed: int | None = None, **kwargs: Any
     """
     if seed is not None:
         mindspore.module().manual_seed(seed)
+    tensors, run = _bound(args, kwargs)
+    form = FORMS[kernel]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return (_Recorded if form.backward is None else _Paired).apply(kernel, run, *tensors)
+    return _called(kernel, tensors, run, _forward(form))
+
+
+def gradient_on_mindspore(kernel: str, *args: Any, **kwargs: Any) -> Any:
+    """The gradient of the Ascend form of `kernel`, for a kernel that calls both from a backward of its own.
+
+    Arguments are those of the form's gradient, passed as :func:`on_mindspore` passes them.
+    """
+    tensors, run = _bound(args, kwargs)
+    return _called(kernel, tensors, run, FORMS[kernel].backward)
+
+
+def _bound(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[torch.Tensor], Callable[..., Any]]:
+    """The tensors among the arguments, and what calls a function with others in their places."""
     values = (*args, *kwargs.values())
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
     # Without the tensors, which are autograd's to keep.
     fixed = [_LENT if isinstance(value, torch.Tensor) else value for value in values]
+    count, names = len(args), tuple(kwargs)
 
     def run(call: Callable[..., Any], lent: list[Any]) -> Any:
         rest = iter(lent)
         now = [next(rest) if value is _LENT else value for value in fixed]
-        return call(*now[: len(args)], **dict(zip(kwargs, now[len(args) :], strict=True)))
+        return call(*now[:count], **dict(zip(names, now[count:], strict=True)))
 
-    form = FORMS[kernel]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return (_Recorded if form.backward is None else _Paired).apply(kernel, run, *tensors)
+    return [value for value in values if isinstance(value, torch.Tensor)], run
+
+
+def _forward(form: Form) -> Callable[..., Any]:
+    return form.call if form.inferred is None or on_ascend() else form.inferred
+
+
+def _called(
+    kernel: str, tensors: list[torch.Tensor], run: Callable[..., Any], call: Callable[..., Any]
+) -> Any:
     lent = _lend(tensors)
     with _place(), _counted(kernel, tensors):
-        found = run(form.call, lent)
+        found = run(call, lent)
     return _adopt(found)
 
 
@@ -212,7 +238,7 @@ class _Recorded(torch.autograd.Function):
             for leaf, wanted in zip(leaves, ctx.needs_input_grad[2:], strict=True):
                 if wanted:
                     leaf.requires_grad_()
-            results = run(FORMS[kernel].call, leaves)
+            results = run(_forward(FORMS[kernel]), leaves)
         ctx.kernel, ctx.leaves = kernel, leaves
         ctx.results = results if isinstance(results, tuple) else (results,)
         ctx.set_materialize_grads(False)
@@ -253,10 +279,7 @@ class _Paired(torch.autograd.Function):
     def forward(ctx, kernel, run, *tensors):
         ctx.kernel, ctx.run = kernel, run
         ctx.save_for_backward(*tensors)
-        lent = _lend(tensors)
-        with _place(), _counted(kernel, tensors):
-            found = run(FORMS[kernel].call, lent)
-        return _adopt(found)
+        return _called(kernel, list(tensors), run, _forward(FORMS[kernel]))
 
     @staticmethod
     @once_differentiable

@@ -88,6 +88,63 @@ def combine_rows(
     return _Combine.apply(x, index, into, weights)
 
 
+#: More choices of a token than this the operators on Ascend do not take.
+MOST_CHOICES = 512
+
+
+def permute(
+    tokens: torch.Tensor, routing_map: torch.Tensor, count: int = -1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens (n, hidden) of each expert, one expert after the other, and the map back to the tokens.
+
+    `routing_map` and `count` as in :func:`permutation`. The map back is int64 (2, rows): expert and token of
+    each row; where moe_token_permute made the rows it is (3, rows), with the row of token i's choice j at
+    i * choices + j.
+    """
+    rows = permutation(routing_map, count=count)
+    back = torch.stack((rows.expert, rows.token))
+
+    def refusal() -> str | None:
+        return _irregular(tokens, routing_map, rows.token.shape[0])
+
+    if choose("permute", tokens, refusal=refusal) != "ascend":
+        return gather_rows(tokens, rows.token), back
+    experts = routing_map.to(torch.bool).nonzero()[:, 1].to(torch.int32).view(tokens.shape[0], -1)
+    permuted, places = on_mindspore("permute", tokens, experts)
+    return permuted, torch.cat((back, places.to(torch.int64).unsqueeze(0)))
+
+
+def _irregular(tokens: torch.Tensor, routing_map: torch.Tensor, rows: int) -> str | None:
+    """Why moe_token_permute cannot make these rows, or None; asks the device."""
+    if tokens.dim() != 2 or not tokens.numel() or not rows:
+        return "the operator takes rows of tokens, and some"
+    choices = rows // tokens.shape[0]
+    if choices > MOST_CHOICES or not bool((routing_map.to(torch.bool).sum(1) == choices).all()):
+        return f"the operator wants as many experts for every token, at most {MOST_CHOICES}"
+    return None
+
+
+def unpermute(
+    x: torch.Tensor, back: torch.Tensor, tokens: int, probs: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Each token's rows of x (rows, columns) summed, weighted with `probs` (tokens, experts) where given.
+
+    `back`: the map that :func:`permute` gave with the rows. The result is (tokens, columns), summed in fp32.
+    """
+    by_row = None
+    if probs is not None:
+        by_row = gather_rows(probs.reshape(-1), back[1] * probs.shape[1] + back[0])
+    reasons = (
+        (back.shape[0] == 2, "the operator takes rows as moe_token_permute made them"),
+        (by_row is not None and by_row.dtype != x.dtype, "the operator takes weights of the rows' dtype"),
+    )
+    reason = next((why for refused, why in reasons if refused), None)
+    if choose("unpermute", x, by_row, refusal=reason) != "ascend":
+        return combine_rows(x, back[1], tokens, by_row)
+    weights = x.new_ones(back.shape[1]) if by_row is None else gather_rows(by_row, back[2])
+    return on_mindspore("unpermute", x, back[2].to(torch.int32), weights.view(tokens, -1))
+
+
 def _columns(x: torch.Tensor) -> int:
     return x[0].numel() if x.shape[0] else 0
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms.patches.megatron.routing import takes
+from mindspeed_ms.patches.megatron.tensor_parallel import row_parallel_product
 from mindspeed_ms.patches.transformer_engine.extra_state import WithoutFp8
 from mindspeed_ms.patches.transformer_engine.norm import norm_parameters, normalise, reset_norm_parameters
 
@@ -112,6 +113,10 @@ class _Parallel(WithoutFp8):
 
         column = self.parallel_mode == "column" and self.tp_size > 1
         row = self.parallel_mode == "row" and self.tp_size > 1
+        if row and self.sequence_parallel:
+            out = row_parallel_product(x, weight, self.tp_group, self.fuse_wgrad_accumulation)
+            if out is not None:
+                return out if bias is None else out + bias
         matmul = (
             layers.linear_with_grad_accumulation_and_async_allreduce
             if weight.requires_grad

@@ -1,6 +1,6 @@
 """``te.pytorch.permutation``: tokens sorted by expert and back, on our kernels.
 
-The map of a permutation, opaque to Megatron, holds the expert and the token of each row: ``[2, rows]``.
+The map of a permutation, opaque to Megatron, begins with the expert and the token of each row.
 """
 
 from __future__ import annotations
@@ -11,14 +11,9 @@ from collections.abc import Sequence
 import torch
 
 
-def _rows(routing_map: torch.Tensor, count: int, map_type: str) -> torch.Tensor:
-    """Expert and token of each row, sorted by expert, then token, of a boolean ``[tokens, experts]``."""
-    from mindspeed_ms.kernels import permutation
-
+def _only_masks(map_type: str) -> None:
     if map_type != "mask":
         raise NotImplementedError(f"permutation by {map_type!r} is not implemented: give a mask")
-    rows = permutation(routing_map, count=int(count) if count > 0 else -1)
-    return torch.stack((rows.expert, rows.token))
 
 
 def moe_permute(
@@ -29,10 +24,10 @@ def moe_permute(
     map_type: str = "mask",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens ``[tokens, hidden]`` of each expert, one expert after the other, and the map back."""
-    from mindspeed_ms.kernels import gather_rows
+    from mindspeed_ms.kernels import permute
 
-    rows = _rows(routing_map, num_out_tokens, map_type)
-    return gather_rows(inp, rows[1]), rows
+    _only_masks(map_type)
+    return permute(inp, routing_map, int(num_out_tokens) if num_out_tokens > 0 else -1)
 
 
 def moe_permute_with_probs(
@@ -55,14 +50,11 @@ def moe_unpermute(
 
     ``restore_shape``: that of the tokens before, of ``inp`` by default.
     """
-    from mindspeed_ms.kernels import combine_rows
+    from mindspeed_ms.kernels import unpermute
 
-    if map_type != "mask":
-        raise NotImplementedError(f"permutation by {map_type!r} is not implemented: give a mask")
+    _only_masks(map_type)
     weights = probs if merging_probs is None else merging_probs
-    by_row = None if weights is None else _of_rows(weights, row_id_map)
-    tokens = (restore_shape or inp.shape)[0]
-    return combine_rows(inp, row_id_map[1], tokens, by_row)
+    return unpermute(inp, row_id_map, (restore_shape or inp.shape)[0], weights)
 
 
 def _of_rows(probs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,8 @@ HEAD = """# Kernels on Ascend
 Written by `python -m tests.conformance.ascend_table --write`, from the table by which kernels are dispatched
 (`bridge/kernels/dispatch.py`). Nothing was run on Ascend hardware. "inference": called by the kernel itself
 (`MINDSPEED_MS_KERNELS=ascend` on the CPU target), whose shapes and dtypes MindSpore 2.10 inferred. "signature
-only": arguments bound to MindSpore's signature; it has no inference for the operator.
+only": MindSpore has no inference for the operator. Its arguments are bound to MindSpore's signature; the
+kernel calls it on Ascend, and in its place, on the CPU target, a composite of MindSpore operators.
 
 """
 
@@ -67,9 +68,7 @@ def text() -> str:
         f"{HEAD}{rows(dispatch.FORMS)}\n\n"
         "Composites in torch operators, each of which is MindSpore's, with one log line that says so:\n"
         f"{composites};\n"
-        "the kernels above for arguments that their operators do not take, which the log line names.\n\n"
-        "## Bound and checked, but not called by a kernel yet\n\n"
-        f"{rows(dispatch.UNCALLED)}\n"
+        "the kernels above for arguments that their operators do not take, which the log line names.\n"
     )
 
 

@@ -72,6 +72,8 @@ def cases(dtype: torch.dtype) -> dict[str, tuple[Callable[..., Tensor], list[Ten
     counts = [300, 0, 150, 250]
     few = draw(ROWS, 64, dtype=dtype)
     experts = draw(4, 64, 96, dtype=dtype)
+    routed = (x[:, :4] < 0.2).to("npu")
+    rows, back = kernels.permute(x.to("npu"), routed)
     return {
         "rms_norm": (kernels.rms_norm, [x, weight]),
         "layer_norm": (kernels.layer_norm, [x, weight, bias]),
@@ -94,6 +96,8 @@ def cases(dtype: torch.dtype) -> dict[str, tuple[Callable[..., Tensor], list[Ten
         "auxiliary_scores": (lambda x: kernels.auxiliary_scores(x, 4)[1], [few]),
         "gather_rows": (lambda x: kernels.gather_rows(x, ids), [x[:60]]),
         "combine_rows": (lambda x, w: kernels.combine_rows(x, ids, 60, w), [x, draw(ROWS)]),
+        "permute": (lambda x: kernels.permute(x, routed)[0], [x]),
+        "unpermute": (lambda x, p: kernels.unpermute(x, back, ROWS, p), [rows, x[:, :4].float()]),
         "grouped_matmul": (lambda x, w: kernels.grouped_matmul(x, w, counts), [few, experts]),
         "newton_schulz": (lambda x: kernels.newton_schulz(x, 2, dtype=dtype), [draw(200, 3000, dtype=dtype)]),
     }  # fmt: skip

@@ -55,6 +55,9 @@ def rows_of(tokens: int, experts: int) -> torch.Tensor:
     return torch.arange(tokens) % experts
 
 
+#: Kernels of several ranks, which tests/distributed/test_ascend_forms.py calls.
+OF_A_GROUP = ("ring_step", "ring_merge", "column_linear", "row_linear")
+
 IDS = torch.tensor([0, 3, 7, 3, 30, 1, 2, 5])
 ANGLES = torch.randn(8, 1, 1, 64)
 FEW = torch.randn(8, 1, 1, 16)
@@ -62,6 +65,9 @@ MASK = torch.ones(2, 1, 5, 7, dtype=torch.bool)
 QUERY, KEY, VALUE = (8, 2, 4, 64), (8, 2, 2, 64), (8, 2, 2, 32)
 PACKED = (draw(20, 4, 64), draw(20, 2, 64), draw(20, 2, 64))
 ENDS = torch.tensor([0, 5, 20])
+MAP = torch.zeros(10, 5, dtype=torch.bool)
+MAP[torch.arange(20) // 2, torch.arange(20) * 2 % 5] = True
+"""Two experts for every token."""
 
 
 def attention(*shapes: tuple[int, ...], **options) -> Case:
@@ -128,6 +134,9 @@ CASES = [
          (draw(10, dtype=F32),)),
     Case("combine_rows", lambda x, w: kernels.combine_rows(x, rows_of(20, 10).to(x.device), 10, w),
          (draw(20, 32), draw(20, dtype=F32))),
+    Case("permute", lambda x: kernels.permute(x, MAP.to(x.device))[0], (draw(10, 32),)),
+    Case("unpermute", lambda x, p: _unpermuted(x, p), (draw(20, 32), draw(10, 5).abs()), whole=False),
+    Case("unpermute", lambda x: _unpermuted(x, None), (draw(20, 32, dtype=F32),)),
     Case("grouped_matmul", lambda x, w: kernels.grouped_matmul(x, w, [4, 0, 16]),
          (draw(20, 32), draw(3, 32, 16))),
     Case("grouped_matmul", lambda x, *w: kernels.grouped_matmul(x, w, [4, 16], turned=True),
@@ -135,6 +144,11 @@ CASES = [
     Case("adam_step", lambda p, g: _stepped(p, g), (draw(128, dtype=F32), draw(128)), False),
     Case("l2_norm", lambda x: torch.tensor(kernels.l2_norm([x, x])), (draw(16, 8),), False),
 ]  # fmt: skip
+
+
+def _unpermuted(x: torch.Tensor, probs: torch.Tensor | None) -> torch.Tensor:
+    rows = kernels.permute(x.detach()[:10], MAP.to(x.device))[1]
+    return kernels.unpermute(x, rows, 10, probs)
 
 
 def _accumulated(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
@@ -178,8 +192,9 @@ def test_dispatch(case, caplog):
 
 
 def test_every_form_has_a_case_as_far_as_its_row_says():
-    assert {case.kernel for case in CASES} == set(dispatch.FORMS)
-    differentiated = {case.kernel for case in CASES if case.differentiable}
+    assert {case.kernel for case in CASES} | set(OF_A_GROUP) == set(dispatch.FORMS)
+    differentiated = {case.kernel for case in CASES if case.differentiable} | set(OF_A_GROUP)
+    differentiated -= {"ring_merge"}  # backward, the merged result is there
     claimed = {name for name, form in dispatch.FORMS.items() if form.backward_checked == dispatch.INFERENCE}
     assert differentiated == claimed
 
@@ -193,6 +208,34 @@ def test_the_table_of_the_documentation():
     }  # fmt: skip
 
 
+def test_the_adapters_of_the_dispatcher_permute_by_the_operators():
+    """Megatron's moe_permute_fusion comes by Transformer Engine's names."""
+    from mindspeed_ms.patches.transformer_engine import permutation
+
+    _runtime.reset_coverage()
+    tokens, probs = draw(10, 32).to("npu").requires_grad_(), draw(10, 5).to("npu").requires_grad_()
+    with implementation("ascend"):
+        rows, row_probs, back = permutation.moe_permute_with_probs(tokens, probs, MAP.to("npu"), 20)
+        out = permutation.moe_unpermute(rows, back, restore_shape=tokens.shape)
+        out.sum().backward()
+    assert [t.shape for t in (rows, row_probs, out)] == [(20, 32), (20,), (10, 32)]
+    assert (tokens.grad.shape, probs.grad) == (tokens.shape, None)
+    calls = {op.removeprefix("mindspeed_ms::"): calls for op, _, _, calls, _ in _runtime.coverage_rows()}
+    assert (calls["permute"], calls["unpermute"]) == (2, 2)
+    assert "combine_rows" not in calls
+
+
+def test_the_map_of_the_operator_leads_from_choices_to_rows():
+    """As its page has it: permuted[places[i]] = tokens[i // choices], places = argsort(argsort(experts))."""
+    tokens, probs = draw(10, 32, dtype=F32), torch.rand(10, 5)
+    experts = MAP.nonzero()[:, 1]
+    places = experts.argsort(stable=True).argsort()
+    rows, back = kernels.permute(tokens, MAP)
+    assert torch.equal(rows[places].view(10, 2, 32), tokens.unsqueeze(1).expand(-1, 2, -1))
+    by_row = probs[back[1], back[0]]
+    assert torch.equal(kernels.gather_rows(by_row, places).view(10, 2), probs[MAP].view(10, 2))
+
+
 def test_calls_are_counted_as_mindspores():
     _runtime.reset_coverage()
     with implementation("ascend"):
@@ -201,10 +244,20 @@ def test_calls_are_counted_as_mindspores():
     assert found == [("mindspeed_ms::rms_norm", "mindspore", 2)]
 
 
+UNEVEN = MAP & (IDS[:5] > 0)
+
+
+def _other_kernels(result: object) -> None:
+    """For kernels made of others that have forms: their dry run gives zeros."""
+
+
 REFUSED = [
     ("attention", lambda: kernels.attention(*(draw(8, 2, 2, 64).to("npu") for _ in range(3)), softcap=5.0)),
     ("attention", lambda: kernels.attention(*(draw(8, 2, 2, 64, dtype=F32).to("npu") for _ in range(3)))),
     ("rope", lambda: kernels.rope(draw(8, 2, 4, 64).to("npu"), ANGLES.expand(8, 2, 1, 64).to("npu"))),
+    ("permute", lambda: _other_kernels(kernels.permute(draw(10, 32).to("npu"), UNEVEN.to("npu")))),
+    ("unpermute",
+     lambda: _other_kernels(_unpermuted(draw(20, 32).to("npu"), torch.ones(10, 5, device="npu")))),
     ("sgd_step", lambda: kernels.sgd_step(*([torch.ones(4, device="npu")] for _ in range(2)), lr=0.5)),
 ]  # fmt: skip
 
