@@ -66,7 +66,19 @@ DRY_RUN = """--swiglu --normalization RMSNorm --position-embedding-type rope --d
 --group-query-attention --num-query-groups 2 --untie-embeddings-and-output-weights --train-iters 2"""
 
 
-def test_a_training_step_calls_the_ascend_forms(tmp_path: Path) -> None:
+FORMS = {
+    "rms_norm", "rope", "attention", "bias_glu", "bias_dropout_add", "vocab_parallel_cross_entropy",
+    "accumulate_weight_gradient", "adam_step", "l2_norm",
+}  # fmt: skip
+EXPERTS = "--num-experts 4 --moe-router-topk 2 --moe-permute-fusion --moe-grouped-gemm"
+
+
+@pytest.mark.parametrize(
+    ("flags", "forms"),
+    [("", FORMS), (EXPERTS, FORMS - {"bias_glu"} | {"permute", "unpermute", "grouped_matmul"})],
+    ids=["dense", "experts"],
+)
+def test_a_training_step_calls_the_ascend_forms(flags: str, forms: set[str], tmp_path: Path) -> None:
     """As on Ascend, but for the values: those of a dry run are zeros."""
     coverage = tmp_path / "coverage.json"
     env = environment() | {
@@ -74,14 +86,11 @@ def test_a_training_step_calls_the_ascend_forms(tmp_path: Path) -> None:
         "MINDSPEED_MS_MEMORY": "opaque",
         "MINDSPEED_MS_COVERAGE": str(coverage),
     }
-    command = [sys.executable, str(PRETRAIN), *without_data(), *DRY_RUN.split()]
+    command = [sys.executable, str(PRETRAIN), *without_data(), *DRY_RUN.split(), *flags.split()]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "runs as its composite" not in done.stderr
     routes = {row["op"]: row["route"] for row in json.loads(coverage.read_text())["rows"]}
     ours = {op.removeprefix("mindspeed_ms::"): r for op, r in routes.items() if op.startswith("mindspeed_ms")}
     assert set(ours.values()) == {"mindspore"}
-    assert set(ours) >= {
-        "rms_norm", "rope", "attention", "bias_glu", "bias_dropout_add", "vocab_parallel_cross_entropy",
-        "accumulate_weight_gradient", "adam_step", "l2_norm",
-    }  # fmt: skip
+    assert set(ours) >= forms
