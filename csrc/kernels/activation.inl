@@ -6,19 +6,30 @@ struct Slope {
   vf value, slope;
 };
 
+// What the exponent of a Logistic<T> is multiplied by: results in 16 bits are made of powers of 2.
+template <class T>
+inline constexpr float kUnit = sizeof(T) == 2 ? 1.44269504088896341f : 1.0f;
+
 // An activation x * s with a logistic s = 1 / (1 + e), and its slope. The bounds of the structs below keep e
-// finite and within exp_for's range; an input below them counts as the bound: its value is below 1e-33
+// finite and above the denormals; an input below them counts as the bound: its value is below 1e-33
 // anyway.
 template <class T>
 struct Logistic {
   vf e, value;
-  explicit MSK_INLINE Logistic(vf minus_z) : e(exp_for<T>(minus_z)), value(reciprocal(1.0f + e)) {}
+  explicit MSK_INLINE Logistic(vf minus_z) : e(power(minus_z)), value(reciprocal(1.0f + e)) {}
+  static MSK_INLINE vf power(vf x) {
+    if constexpr (sizeof(T) == 2) {
+      return exp2_rough(x, all_live());
+    } else {
+      return exp(x);
+    }
+  }
   // 1 - value without its cancellation.
   MSK_INLINE vf complement() const { return e * value; }
   // x / (1 + e), in fp32 as precise as the slow division for x below `bound`.
   MSK_INLINE vf times(vf x, float bound) const {
+    if constexpr (sizeof(T) == 2) return x * reciprocal_rough(1.0f + e);
     const vf q = x * value;
-    if constexpr (sizeof(T) == 2) return q;
     return x > bound ? q : fma(fma(-(1.0f + e), q, x), value, q);
   }
 };
@@ -28,19 +39,22 @@ struct GeluTanh {
   static constexpr float kTwoRoot = 1.5957691216057308f;
   static constexpr float kCubic = 0.044715f;
   static constexpr float kBound = 9.6f;  // exp(2u) = 1e34
-  static MSK_INLINE vf minus_two_u(vf c) {
-    return c * fma(c * c, splat(-kTwoRoot * kCubic), splat(-kTwoRoot));
+  template <class T>
+  static MSK_INLINE Logistic<T> logistic(vf c) {  // of 2u
+    constexpr float kFactor = -kTwoRoot * kUnit<T>;
+    return Logistic<T>(c * fma(c * c, splat(kFactor * kCubic), splat(kFactor)));
   }
   template <class T>
   static MSK_INLINE vf value(vf x) {
     x = at_least(x, splat(-kBound));
-    return x * Logistic<T>(minus_two_u(at_most(x, splat(kBound)))).value;
+    const Logistic<T> s = logistic<T>(at_most(x, splat(kBound)));
+    return sizeof(T) == 2 ? s.times(x, kBound) : x * s.value;
   }
   template <class T>
   static MSK_INLINE Slope slope(vf x) {
     x = at_least(x, splat(-kBound));
     const vf c = at_most(x, splat(kBound));
-    const Logistic<T> s(minus_two_u(c));
+    const Logistic<T> s = logistic<T>(c);
     const vf inner = fma(c * c, splat(3.0f * kTwoRoot * kCubic), splat(kTwoRoot));
     return {x * s.value, fma(c * s.value * s.complement(), inner, s.value)};
   }
@@ -67,13 +81,13 @@ struct Swish {
   template <class T>
   static MSK_INLINE vf value(vf x) {
     x = at_least(x, splat(-kBound));
-    return Logistic<T>(-kA * at_most(x, splat(kBound))).times(x, kBound);
+    return Logistic<T>(-kA * kUnit<T> * at_most(x, splat(kBound))).times(x, kBound);
   }
   template <class T>
   static MSK_INLINE Slope slope(vf x) {
     x = at_least(x, splat(-kBound));
     const vf c = at_most(x, splat(kBound));
-    const Logistic<T> s(-kA * c);
+    const Logistic<T> s(-kA * kUnit<T> * c);
     return {s.times(x, kBound), fma(kA * c * s.value, s.complement(), s.value)};
   }
 };
@@ -115,21 +129,23 @@ MSK_INLINE void visit_activation(int activation, F&& f) {
   throw std::invalid_argument("unknown activation code " + std::to_string(activation));
 }
 
-inline std::vector<float> fp32_bias(Ptr bias, int dtype, std::int64_t cols) {
+// The bias of rows of `parts` arrays of T side by side, as scratch arrays; empty without one.
+template <class T>
+inline std::vector<float> fp32_bias(Ptr bias, int dtype, std::int64_t cols, std::int64_t parts) {
   std::vector<float> b;
   if (!bias) return b;
-  b.resize(static_cast<std::size_t>(cols));
+  b.resize(static_cast<std::size_t>(cols * parts));
   visit(dtype, [&](auto tag) {
-    const auto* p = as<const decltype(tag)>(bias);
-    each_vector(cols, [&](std::int64_t i, auto n) { store(&b[i], load(p + i, n), n); });
+    for (std::int64_t at = 0; at < cols * parts; at += cols)
+      fill_scratch<T>(b.data() + at, as<const decltype(tag)>(bias) + at, cols, 0.0f);
   });
   return b;
 }
 
 // Calls f(row, first column, number of columns) for tiles of about 64 KB; without a bias the array is one
-// row.
+// row. `past_cache`: f stores past the cache.
 template <class F>
-inline void parallel_tiles(std::int64_t rows, std::int64_t cols, std::int64_t item, F&& f) {
+inline void parallel_tiles(std::int64_t rows, std::int64_t cols, std::int64_t item, bool past_cache, F&& f) {
   const std::int64_t width = std::min<std::int64_t>(cols, 64 * 1024 / item);
   if (width <= 0) return;
   const std::int64_t across = (cols + width - 1) / width;
@@ -139,31 +155,30 @@ inline void parallel_tiles(std::int64_t rows, std::int64_t cols, std::int64_t it
       const std::int64_t first = (t % across) * width;
       f(t / across, first, std::min(width, cols - first));
     }
+    if (past_cache) stream_fence();
   });
 }
 
 // y = act(x + bias); x, y: (rows, cols).
 inline void activation_forward(int activation, Ptr x, Ptr bias, Ptr y, std::int64_t rows, std::int64_t cols,
                                int dtype, int bias_dtype) {
-  const auto b = fp32_bias(bias, bias_dtype, cols);
-  if (!bias) {
-    cols *= rows;
-    rows = 1;
-  }
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
-    const bool past_cache = should_stream(rows * cols * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
+    const auto b = fp32_bias<T>(bias, bias_dtype, cols, 1);
+    if (!bias) {
+      cols *= rows;
+      rows = 1;
+    }
+    const bool past_cache = should_stream(rows * cols * static_cast<std::int64_t>(sizeof(T)));
     visit_activation(activation, [&](auto act) {
-      parallel_tiles(rows, cols, sizeof(T), [&](std::int64_t r, std::int64_t first, std::int64_t width) {
+      parallel_tiles(rows, cols, sizeof(T), past_cache, [&](std::int64_t r, std::int64_t first, std::int64_t width) {
         const T* in = as<const T>(x) + r * cols + first;
         T* out = as<T>(y) + r * cols + first;
         const float* add = bias ? b.data() + first : nullptr;
-        each_vector(width, [&](std::int64_t i, auto n) {
-          vf v = load(in + i, n);
-          if (add) v += load(add + i, n);
-          put(out + i, act.template value<T>(v), n, past_cache);
+        map_lines(out, width, past_cache, [&](std::int64_t i, auto n) {
+          const vf v = load_ahead(in + i, n);
+          return act.template value<T>(add ? v + load(add + i, n) : v);
         });
-        if (past_cache) stream_fence();
       });
     });
   });
@@ -172,44 +187,48 @@ inline void activation_forward(int activation, Ptr x, Ptr bias, Ptr y, std::int6
 // dx = dy * act'(x + bias); dbias (fp32, may be absent) = sum over rows of dx.
 inline void activation_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr dx, Ptr dbias, std::int64_t rows,
                                 std::int64_t cols, int dtype, int bias_dtype) {
-  const auto b = fp32_bias(bias, bias_dtype, cols);
-  if (!bias) {
-    cols *= rows;
-    rows = 1;
-  }
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
-    const bool past_cache = should_stream(rows * cols * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
+    const auto b = fp32_bias<T>(bias, bias_dtype, cols, 1);
+    if (!bias) {
+      cols *= rows;
+      rows = 1;
+    }
+    const bool past_cache = should_stream(rows * cols * static_cast<std::int64_t>(sizeof(T)));
     visit_activation(activation, [&](auto act) {
       const auto tile = [&](std::int64_t r, std::int64_t first, std::int64_t width, float* sums) {
         const std::int64_t at = r * cols + first;
         const float* add = bias ? b.data() + first : nullptr;
-        each_vector(width, [&](std::int64_t i, auto n) {
+        map_lines(as<T>(dx) + at, width, past_cache, [&](std::int64_t i, auto n) {
+          // The next row of a tile lies on other pages, which the CPU's own prefetchers do not cross.
+          prefetch(as<const T>(x) + at + cols + i, n);
+          prefetch(as<const T>(dy) + at + cols + i, n);
           vf v = load(as<const T>(x) + at + i, n);
           if (add) v += load(add + i, n);
           const vf d = load(as<const T>(dy) + at + i, n) * act.template slope<T>(v).slope;
-          put(as<T>(dx) + at + i, d, n, past_cache);
           if (sums) store(sums + i, load(sums + i, n) + d, n);
+          return d;
         });
-        if (past_cache) stream_fence();
       };
       if (!dbias) {
-        parallel_tiles(rows, cols, sizeof(T),
+        parallel_tiles(rows, cols, sizeof(T), past_cache,
                        [&](auto r, auto first, auto width) { tile(r, first, width, nullptr); });
         return;
       }
       const RowParts split = split_rows(rows, cols, 2 * cols * static_cast<std::int64_t>(sizeof(T)));
-      ColumnSums bias_sums(split, true);
+      ColumnSums<T> bias_sums(split, true);
       parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
+        float* sums = bias_sums.start(begin);
         // Columns in tiles whose sums and biases stay in the first-level cache.
         constexpr std::int64_t kWidth = 2048;
         for (std::int64_t first = 0; first < cols; first += kWidth) {
           const std::int64_t width = std::min(kWidth, cols - first);
           for (std::int64_t r = begin; r < end; ++r) {
-            tile(r, first, width, bias_sums.group(begin) + first);
+            tile(r, first, width, sums + first);
             bias_sums.end_row(begin, r, end, first, width);
           }
         }
+        if (past_cache) stream_fence();
       });
       bias_sums.finish(as<float>(dbias));
     });
@@ -235,7 +254,7 @@ struct GatedRow {
   };
   template <class Lanes>
   MSK_INLINE Parts at(std::int64_t i, Lanes n) const {
-    Parts parts{load(gate + i, n), load(linear + i, n)};
+    Parts parts{load_ahead(gate + i, n), load_ahead(linear + i, n)};
     if (!kPlain && gate_bias) {
       parts.gate += load(gate_bias + i, n);
       parts.linear += load(linear_bias + i, n);
@@ -265,27 +284,25 @@ struct GatedRow {
 // y: (rows, half), weights: fp32 (rows), may be absent.
 inline void glu_forward(int activation, Ptr x, Ptr bias, Ptr weights, Ptr y, std::int64_t rows,
                         std::int64_t half, double linear_offset, double clamp, int dtype, int bias_dtype) {
-  const auto b = fp32_bias(bias, bias_dtype, 2 * half);
   const Gating gating{static_cast<float>(linear_offset), static_cast<float>(clamp)};
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
+    const auto b = fp32_bias<T>(bias, bias_dtype, half, 2);
     const auto bytes = half * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes, sizeof(T));
+    const bool past_cache = should_stream(rows * bytes);
     visit_activation(activation, [&](auto act) {
       choose(!bias && gating.nothing(), [&](auto plain) {
         parallel_tiles(
-            rows, half, 2 * sizeof(T), [&](std::int64_t r, std::int64_t first, std::int64_t width) {
+            rows, half, 2 * sizeof(T), past_cache, [&](std::int64_t r, std::int64_t first, std::int64_t width) {
               const T* in = as<const T>(x) + r * 2 * half + first;
               const float* add = bias ? b.data() + first : nullptr;
               const GatedRow<T, plain.value> row{in, in + half, add, add ? add + half : nullptr, gating};
               T* out = as<T>(y) + r * half + first;
               const float weight = weights ? as<const float>(weights)[r] : 1.0f;
-              each_vector(width, [&](std::int64_t i, auto n) {
+              map_lines(out, width, past_cache, [&](std::int64_t i, auto n) {
                 const auto [g, l] = row.at(i, n);
-                const vf v = act.template value<T>(row.clamped_gate(g)) * row.clamped_linear(l);
-                put(out + i, v * weight, n, past_cache);
+                return act.template value<T>(row.clamped_gate(g)) * row.clamped_linear(l) * weight;
               });
-              if (past_cache) stream_fence();
             });
       });
     });
@@ -297,18 +314,18 @@ inline void glu_forward(int activation, Ptr x, Ptr bias, Ptr weights, Ptr y, std
 inline void glu_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr weights, Ptr dx, Ptr dbias,
                          Ptr dweights, std::int64_t rows, std::int64_t half, double linear_offset,
                          double clamp, int dtype, int bias_dtype) {
-  const auto b = fp32_bias(bias, bias_dtype, 2 * half);
   const Gating gating{static_cast<float>(linear_offset), static_cast<float>(clamp)};
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
+    const auto b = fp32_bias<T>(bias, bias_dtype, half, 2);
     const auto bytes = half * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(2 * rows * bytes, sizeof(T));
+    const bool past_cache = should_stream(2 * rows * bytes);
     const RowParts split = split_rows(rows, 2 * half, 5 * bytes);
-    ColumnSums bias_sums(split, dbias != 0);
+    ColumnSums<T> bias_sums(split, dbias != 0);
     visit_activation(activation, [&](auto act) {
       choose(!bias && gating.nothing(), [&](auto plain) {
         parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
-          float* sums = bias_sums.group(begin);
+          float* sums = bias_sums.start(begin);
           for (std::int64_t r = begin; r < end; ++r) {
             const T* in = as<const T>(x) + r * 2 * half;
             const float* add = bias ? b.data() : nullptr;
@@ -317,21 +334,20 @@ inline void glu_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr weights, P
             T* out = as<T>(dx) + r * 2 * half;
             const float weight = weights ? as<const float>(weights)[r] : 1.0f;
             vf along{};
-            each_vector(half, [&](std::int64_t i, auto n) {
+            map_lines(out, out + half, half, past_cache, [&](std::int64_t i, auto n) {
               const auto [g, l] = row.at(i, n);
               const Slope a = act.template slope<T>(row.clamped_gate(g));
               const vf linear = row.clamped_linear(l);
-              vf d = load(grad + i, n);
+              vf d = load_ahead(grad + i, n);
               if (dweights) along = fma(fill_rest(d, 0.0f, n), fill_rest(a.value * linear, 0.0f, n), along);
               d *= weight;
               const vf dgate = row.gate_gradient(g, d * a.slope * linear);
               const vf dlinear = row.linear_gradient(l, d * a.value);
-              put(out + i, dgate, n, past_cache);
-              put(out + half + i, dlinear, n, past_cache);
               if (!plain.value && sums) {
                 store(sums + i, load(sums + i, n) + dgate, n);
                 store(sums + half + i, load(sums + half + i, n) + dlinear, n);
               }
+              return Two{dgate, dlinear};
             });
             bias_sums.end_row(begin, r, end);
             if (dweights) as<float>(dweights)[r] = hsum(along);
@@ -340,6 +356,6 @@ inline void glu_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr weights, P
         });
       });
     });
-    bias_sums.finish(as<float>(dbias));
+    bias_sums.finish(as<float>(dbias), 2);
   });
 }

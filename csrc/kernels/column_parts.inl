@@ -5,23 +5,31 @@ struct RowParts {
   std::int64_t rows, cols, block, parts;
 };
 
-// At most 64 parts, none smaller than a task.
+// At most 64 parts, none smaller than a task; fewer where a part would have fewer than 16 rows, as adding up
+// parts costs as much as adding up rows.
 inline RowParts split_rows(std::int64_t rows, std::int64_t cols, std::int64_t bytes_per_row) {
-  constexpr std::int64_t kMaxParts = 64;
-  const std::int64_t block = std::max(rows_per_task(bytes_per_row), (rows + kMaxParts - 1) / kMaxParts);
+  constexpr std::int64_t kMaxParts = 64, kFewParts = 8, kFewRows = 16;
+  const auto rows_of = [&](std::int64_t parts) { return (rows + parts - 1) / parts; };
+  const std::int64_t block =
+      std::max({rows_per_task(bytes_per_row), rows_of(kMaxParts), std::min(kFewRows, rows_of(kFewParts))});
   return {rows, cols, block, (rows + block - 1) / block};
 }
 
-// Column sums of all parts. Within a part the rows of a group are summed first, then the groups: the error
-// grows with 16 + rows / 16 additions instead of with the rows.
+// Column sums of all parts, as scratch arrays beside rows of T. Within a part the rows of a group are summed
+// first, then the groups: the error grows with 16 + rows / 16 additions instead of with the rows.
+template <class T>
 class ColumnSums {
  public:
   ColumnSums(const RowParts& split, bool wanted)
-      : split_(split), data_(static_cast<std::size_t>(wanted ? 2 * split.parts * split.cols : 0)) {}
+      : split_(split),
+        data_(wanted ? new float[static_cast<std::size_t>(2 * split.parts * split.cols)] : nullptr) {}
 
-  // Where the rows of the group of `begin`'s part are added up; null when no sums are wanted.
-  float* group(std::int64_t begin) {
-    return data_.empty() ? nullptr : data_.data() + begin / split_.block * 2 * split_.cols;
+  // Where the rows of the group of `begin`'s part are added up, set to 0; null when no sums are wanted. Every
+  // part is started once, by the thread that fills it.
+  float* start(std::int64_t begin) {
+    if (!data_) return nullptr;
+    std::fill_n(part(begin), 2 * split_.cols, 0.0f);
+    return part(begin);
   }
 
   // After row r of the part [begin, end), or after its columns [first, first + width).
@@ -29,8 +37,8 @@ class ColumnSums {
     end_row(begin, r, end, 0, split_.cols);
   }
   void end_row(std::int64_t begin, std::int64_t r, std::int64_t end, std::int64_t first, std::int64_t width) {
-    if (data_.empty() || ((r - begin + 1) % kGroup != 0 && r + 1 != end)) return;
-    float* from = group(begin) + first;
+    if (!data_ || ((r - begin + 1) % kGroup != 0 && r + 1 != end)) return;
+    float* from = part(begin) + first;
     float* to = from + split_.cols;
     each_vector(width, [&](std::int64_t i, auto n) {
       store(to + i, load(to + i, n) + load(from + i, n), n);
@@ -38,22 +46,28 @@ class ColumnSums {
     });
   }
 
-  // target[c] = the sum of all parts, in order; 0 when there are none.
-  void finish(float* target) const {
+  // target[c] = the sum of all parts, in order; 0 when there are none. `arrays`: how many arrays of T side by
+  // side a row holds.
+  void finish(float* target, std::int64_t arrays = 1) const {
     if (!target) return;
-    parallel_blocks(split_.cols, 1024, [&](std::int64_t begin, std::int64_t end) {
-      each_vector(end - begin, [&](std::int64_t i, auto n) {
-        vf total{};
-        for (std::int64_t p = 0; p < split_.parts; ++p) {
-          total += load(data_.data() + (2 * p + 1) * split_.cols + begin + i, n);
-        }
-        store(target + begin + i, total, n);
+    const std::int64_t width = split_.cols / arrays;
+    for (std::int64_t at = 0; at < split_.cols; at += width) {
+      parallel_blocks(width, 1024, [&](std::int64_t begin, std::int64_t end) {
+        put_in_order<T>(target + at + begin, end - begin, [&](std::int64_t i, auto n) {
+          vf total{};
+          for (std::int64_t p = 0; p < split_.parts; ++p) {
+            total += load(data_.get() + (2 * p + 1) * split_.cols + at + begin + i, n);
+          }
+          return total;
+        });
       });
-    });
+    }
   }
 
  private:
+  float* part(std::int64_t begin) const { return data_.get() + begin / split_.block * 2 * split_.cols; }
+
   static constexpr std::int64_t kGroup = 16;
   RowParts split_;
-  std::vector<float> data_;
+  std::unique_ptr<float[]> data_;
 };

@@ -5,8 +5,8 @@
 
 template <class T>
 MSK_INLINE float row_max(const T* row, std::int64_t cols) {
-  return max_vectors(cols, [&](std::int64_t i, auto n) {
-    return fill_rest(load(row + i, n), -std::numeric_limits<float>::infinity(), n);
+  return max_lines<T>(cols, [&](std::int64_t i, auto n) {
+    return fill_rest(load_ahead(row + i, n), -std::numeric_limits<float>::infinity(), n);
   });
 }
 
@@ -39,7 +39,7 @@ inline void cross_entropy_sums(Ptr logits, Ptr peak, Ptr target, Ptr sums, std::
         if (whole) as<float>(peak)[r] = row_max(row, cols);
         const float top = as<const float>(peak)[r];
         vf plain{};
-        const float exps = sum_vectors(cols, [&](std::int64_t i, auto n) {
+        const float exps = sum_lines<T>(cols, [&](std::int64_t i, auto n) {
           const vf v = load(row + i, n) - top;
           if (smoothing) plain += fill_rest(v, 0.0f, n);
           return fill_rest(exp(v), 0.0f, n);
@@ -65,7 +65,7 @@ inline void cross_entropy_grad(Ptr logits, Ptr peak, Ptr sum, Ptr target, Ptr gr
       using Out = decltype(out_tag);
       const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
       const bool past_cache =
-          should_stream(rows * cols * static_cast<std::int64_t>(sizeof(Out)), sizeof(Out));
+          should_stream(rows * cols * static_cast<std::int64_t>(sizeof(Out)));
       parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {
           const T* row = as<const T>(logits) + r * cols;
@@ -79,8 +79,8 @@ inline void cross_entropy_grad(Ptr logits, Ptr peak, Ptr sum, Ptr target, Ptr gr
           // Read before the row is overwritten, written after: the target's probability less `on`.
           const float hit =
               here ? std::exp(load1(row + id) - shift) * inverse - static_cast<float>(on) - rest : 0.0f;
-          each_vector(cols, [&](std::int64_t i, auto n) {
-            put(out + i, g * (exp_for<Out>(load(row + i, n) - shift) * inverse - rest), n, past_cache);
+          map_lines(out, cols, past_cache, [&](std::int64_t i, auto n) {
+            return g * (exp_for<Out>(load_as<Out>(ahead(row + i, n), n) - shift) * inverse - rest);
           });
           if (past_cache) stream_fence();
           if (here) store1(out + id, g * hit);

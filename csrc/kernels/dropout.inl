@@ -1,12 +1,10 @@
 // residual + dropout(x + bias), with the mask drawn by the caller (one byte per element, nonzero = kept).
 #include "kernels/column_parts.inl"
 
-MSK_INLINE vf kept(vf x, const std::uint8_t* mask, Full) { return byte_lanes(mask) != 0 ? x : vf{}; }
-MSK_INLINE vf kept(vf x, const std::uint8_t* mask, Part part) {
-  for (int i = 0; i < part.n; ++i) {
-    if (!mask[i]) x[i] = 0.0f;
-  }
-  return x;
+// x where the mask beside a row of T is set, else 0.
+template <class T, class Lanes>
+MSK_INLINE vf kept(vf x, const std::uint8_t* mask, Lanes n) {
+  return byte_lanes<T>(mask, n) != 0 ? x : vf{};
 }
 
 // y = residual + mask * scale * (x + bias); bias and mask may be absent. (rows, cols)
@@ -16,16 +14,16 @@ inline void dropout_add_forward(Ptr x, Ptr bias, Ptr residual, Ptr mask, Ptr y, 
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes, sizeof(T));
+    const bool past_cache = should_stream(rows * bytes);
     parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
         const T* add = as<const T>(bias);
-        each_vector(cols, [&](std::int64_t i, auto n) {
+        map_lines(as<T>(y) + r * cols, cols, past_cache, [&](std::int64_t i, auto n) {
           const std::int64_t at = r * cols + i;
-          vf v = load(as<const T>(x) + at, n);
+          vf v = load_ahead(as<const T>(x) + at, n);
           if (add) v += load(add + i, n);
-          if (mask) v = kept(v * factor, as<const std::uint8_t>(mask) + at, n);
-          put(as<T>(y) + at, v + load(as<const T>(residual) + at, n), n, past_cache);
+          if (mask) v = kept<T>(v * factor, as<const std::uint8_t>(mask) + at, n);
+          return v + load_ahead(as<const T>(residual) + at, n);
         });
       }
       if (past_cache) stream_fence();
@@ -40,17 +38,17 @@ inline void dropout_backward(Ptr dy, Ptr mask, Ptr dx, Ptr dbias, std::int64_t r
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes, sizeof(T));
+    const bool past_cache = should_stream(rows * bytes);
     const RowParts split = split_rows(rows, cols, bytes);
-    ColumnSums bias_sums(split, dbias != 0);
+    ColumnSums<T> bias_sums(split, dbias != 0);
     parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
-      float* sums = bias_sums.group(begin);
+      float* sums = bias_sums.start(begin);
       for (std::int64_t r = begin; r < end; ++r) {
-        each_vector(cols, [&](std::int64_t i, auto n) {
+        map_lines(as<T>(dx) + r * cols, cols, past_cache, [&](std::int64_t i, auto n) {
           const std::int64_t at = r * cols + i;
-          const vf d = kept(load(as<const T>(dy) + at, n) * factor, as<const std::uint8_t>(mask) + at, n);
-          put(as<T>(dx) + at, d, n, past_cache);
+          const vf d = kept<T>(load_ahead(as<const T>(dy) + at, n) * factor, as<const std::uint8_t>(mask) + at, n);
           if (sums) store(sums + i, load(sums + i, n) + d, n);
+          return d;
         });
         bias_sums.end_row(begin, r, end);
       }

@@ -4,11 +4,13 @@
 // vanish are left out of the computation. `Live` says which lanes remain; NaN does.
 #if MSK_AVX512
 using Live = __mmask16;
+MSK_INLINE Live all_live() { return 0xffff; }
 MSK_INLINE Live not_below(vf x, float lowest) { return _mm512_cmp_ps_mask(x, splat(lowest), _CMP_NLT_UQ); }
 MSK_INLINE vf only(Live, vf x) { return x; }  // scale_2n masks
 MSK_INLINE vf scale_2n(Live live, vf x, vf n) { return _mm512_maskz_scalef_ps(live, x, n); }
 #else
 using Live = vi;
+MSK_INLINE Live all_live() { return ~vi{}; }
 MSK_INLINE Live not_below(vf x, float lowest) { return ~(x < lowest); }
 MSK_INLINE vf only(Live live, vf x) { return live ? x : vf{}; }
 // x * 2^n in two factors, so that denormal results round once; 0 in lanes that vanish.
@@ -53,18 +55,29 @@ MSK_INLINE vf exp2(vf x) {
   return scale_2n(live, p, n);
 }
 
-// exp(x) for x < 88 with a relative error of 2^-17: enough where the result is stored in 16 bits.
-MSK_INLINE vf exp_rough(vf x) {
-  const Live live = not_below(x, -104.0f);
-  const vf t = only(live, x) * 1.44269504088896341f;
-  const vf n = round_even(t);
-  const vf f = t - n;
+// 2^x with a relative error of 2^-17, enough where the result is stored in 16 bits; 0 in lanes that are not
+// live, infinity from 128 on (outside AVX-512 2^126 from 126 on). NaN is kept in live lanes.
+MSK_INLINE vf exp2_rough(vf x, Live live) {
+#if !MSK_AVX512
+  x = at_most(at_least(x, splat(-126.0f)), splat(126.0f));
+#endif
+  const vf n = round_even(x);
+  const vf f = x - n;
   vf p = splat(9.78291221e-3f);
   p = fma(p, f, splat(5.59768826e-2f));
   p = fma(p, f, splat(2.40207106e-1f));
   p = fma(p, f, splat(6.93113625e-1f));
   p = fma(p, f, splat(1.0f));
-  return scale_2n(live, p, n);
+#if MSK_AVX512
+  return _mm512_maskz_scalef_ps(live, p, n);
+#else
+  return only(live, p * from_bits((__builtin_convertvector(n, vi) + 127) << 23));
+#endif
+}
+
+// exp(x) for x < 88, likewise; 0 below the normal numbers.
+MSK_INLINE vf exp_rough(vf x) {
+  return exp2_rough(x * 1.44269504088896341f, not_below(x, -87.0f));
 }
 
 // exp(x) for x < 88, as precise as a result of type T needs it.

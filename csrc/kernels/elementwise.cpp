@@ -10,6 +10,7 @@ namespace mindspeed_ms::kernels {
 
 void bind_elementwise(pybind11::module_& m) {
   MSK_DEF(m, unary);
+  MSK_DEF(m, zero);
   MSK_DEF(m, binary);
   MSK_DEF(m, binary_broadcast);
   MSK_DEF(m, ternary);

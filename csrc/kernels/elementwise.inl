@@ -81,10 +81,10 @@ inline void unary(int op, const Pointers& xs, const Pointers& ys, const Sizes& s
       const T* x = element<const T>(xs, span.tensor, span.begin);
       Out* y = element<Out>(ys, span.tensor, span.begin);
       const bool past_cache =
-          should_stream(sizes[span.tensor] * static_cast<std::int64_t>(sizeof(Out)), sizeof(Out)) &&
+          should_stream(sizes[span.tensor] * static_cast<std::int64_t>(sizeof(Out))) &&
           static_cast<const void*>(x) != static_cast<const void*>(y);
-      each_vector(span.end - span.begin,
-                  [&](std::int64_t i, auto n) { put(y + i, f(load(x + i, n)), n, past_cache); });
+      map_lines(y, span.end - span.begin, past_cache,
+                [&](std::int64_t i, auto n) { return f(load_as<Out>(ahead(x + i, n), n)); });
       if (past_cache) stream_fence();
     });
   };
@@ -96,6 +96,22 @@ inline void unary(int op, const Pointers& xs, const Pointers& ys, const Sizes& s
     } else {
       visit_unary(op, [&](auto f) { sweep(tag, tag, f); });
     }
+  });
+}
+
+// `bytes` bytes become 0.
+inline void zero(Ptr to, std::int64_t bytes) {
+  const bool past_cache = should_stream(bytes);
+  parallel_blocks(bytes, 256 * 1024, [&](std::int64_t begin, std::int64_t end) {
+    auto* out = as<char>(to) + begin;
+    const std::int64_t count = end - begin;
+    // A store past the cache needs an aligned register.
+    const std::int64_t head = std::min<std::int64_t>(count, -reinterpret_cast<std::uintptr_t>(out) % 64);
+    const std::int64_t body = (count - head) / 64 * 64;
+    std::memset(out, 0, static_cast<std::size_t>(head));
+    map_lines(reinterpret_cast<float*>(out + head), body / 4, past_cache, [](auto, auto) { return vf{}; });
+    std::memset(out + head + body, 0, static_cast<std::size_t>(count - head - body));
+    if (past_cache) stream_fence();
   });
 }
 
@@ -136,10 +152,9 @@ inline void binary(int op, const Pointers& lefts, const Pointers& rights, const 
         const R* b = element<const R>(rights, span.tensor, span.begin);
         T* y = element<T>(ys, span.tensor, span.begin);
         const bool past_cache =
-            should_stream(sizes[span.tensor] * static_cast<std::int64_t>(sizeof(T)), sizeof(T)) && a != y;
-        each_vector(span.end - span.begin, [&](std::int64_t i, auto n) {
-          const vf right = b ? load(b + i, n) * scale : splat(scale);
-          put(y + i, f(load(a + i, n), right), n, past_cache);
+            should_stream(sizes[span.tensor] * static_cast<std::int64_t>(sizeof(T))) && a != y;
+        map_lines(y, span.end - span.begin, past_cache, [&](std::int64_t i, auto n) {
+          return f(load_ahead(a + i, n), b ? load_as<T>(ahead(b + i, n), n) * scale : splat(scale));
         });
         if (past_cache) stream_fence();
       });
@@ -156,7 +171,7 @@ inline void binary_broadcast(int op, Ptr left, Ptr right, Ptr y, std::int64_t ro
     using T = decltype(tag);
     using R = decltype(right_tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes, sizeof(T)) && left != y;
+    const bool past_cache = should_stream(rows * bytes) && left != y;
     visit_binary(op, [&](auto f) {
       parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {
@@ -164,8 +179,8 @@ inline void binary_broadcast(int op, Ptr left, Ptr right, Ptr y, std::int64_t ro
           const R* b = as<const R>(right);
           T* out = as<T>(y) + r * cols;
           const vf repeated = along ? splat(load1(b + r) * scale) : vf{};
-          each_vector(cols, [&](std::int64_t i, auto n) {
-            put(out + i, f(load(a + i, n), along ? repeated : load(b + i, n) * scale), n, past_cache);
+          map_lines(out, cols, past_cache, [&](std::int64_t i, auto n) {
+            return f(load_ahead(a + i, n), along ? repeated : load_as<T>(b + i, n) * scale);
           });
         }
         if (past_cache) stream_fence();
@@ -192,11 +207,11 @@ inline void ternary(bool divide, const Pointers& xs, const Pointers& bs, const P
       const T* b = element<const T>(bs, span.tensor, span.begin);
       const T* c = element<const T>(cs, span.tensor, span.begin);
       T* y = element<T>(ys, span.tensor, span.begin);
-      each_vector(span.end - span.begin, [&](std::int64_t i, auto n) {
-        const vf from = load(x + i, n);
-        const vf with = load(b + i, n);
+      map_lines(y, span.end - span.begin, false, [&](std::int64_t i, auto n) {
+        const vf from = load_ahead(x + i, n);
+        const vf with = load_ahead(b + i, n);
         const vf term = !c ? with - from : divide ? with / load(c + i, n) : with * load(c + i, n);
-        store(y + i, fma(splat(factor), term, from), n);
+        return fma(splat(factor), term, from);
       });
     });
   });

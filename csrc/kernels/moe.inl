@@ -83,9 +83,9 @@ MSK_INLINE void router_scores(const Router& r, const T* logits, float* score) {
   each_vector(r.experts, [&](std::int64_t i, auto n) { store(score + i, load(logits + i, n), n); });
   if (r.score == kSoftmaxOfChosen && !r.all) return;
   constexpr float kLowest = -std::numeric_limits<float>::infinity();
-  const float peak = max_vectors(
+  const float peak = max_lines<float>(
       r.experts, [&](std::int64_t i, auto n) { return fill_rest(load(score + i, n), kLowest, n); });
-  const float sum = sum_vectors(r.experts, [&](std::int64_t i, auto n) {
+  const float sum = sum_lines<float>(r.experts, [&](std::int64_t i, auto n) {
     const vf e = exp(load(score + i, n) - peak);
     store(score + i, e, n);
     return fill_rest(e, 0.0f, n);
@@ -262,7 +262,7 @@ inline void gather_rows(Ptr x, Ptr index, Ptr weight, Ptr y, std::int64_t rows, 
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes, sizeof(T));
+    const bool past_cache = should_stream(rows * bytes);
     parallel_blocks(rows, rows_per_task(2 * bytes), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
         T* out = as<T>(y) + r * cols;
@@ -271,13 +271,16 @@ inline void gather_rows(Ptr x, Ptr index, Ptr weight, Ptr y, std::int64_t rows, 
           continue;
         }
         const T* in = as<const T>(x) + source[r] * cols;
+        if (!weight && past_cache) {
+          copy_past_cache(out, in, bytes);
+          continue;
+        }
         if (!weight) {
           std::memcpy(out, in, static_cast<std::size_t>(bytes));
           continue;
         }
         const float factor = as<const float>(weight)[r];
-        each_vector(cols,
-                    [&](std::int64_t i, auto n) { put(out + i, load(in + i, n) * factor, n, past_cache); });
+        map_lines(out, cols, past_cache, [&](std::int64_t i, auto n) { return load_ahead(in + i, n) * factor; });
       }
       if (past_cache) stream_fence();
     });
@@ -301,6 +304,7 @@ inline void combine_rows(Ptr x, Ptr index, Ptr weight, Ptr y, std::int64_t rows,
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
     constexpr std::int64_t kWidth = 512;
+    const bool past_cache = should_stream(into * bytes);
     parallel_blocks(into, rows_per_task(4 * bytes), [&](std::int64_t begin, std::int64_t end) {
       float sums[kWidth];
       for (std::int64_t t = begin; t < end; ++t) {
@@ -310,14 +314,15 @@ inline void combine_rows(Ptr x, Ptr index, Ptr weight, Ptr y, std::int64_t rows,
           for (std::int64_t k = start[t]; k < start[t + 1]; ++k) {
             const T* row = as<const T>(x) + order[k] * cols + first;
             const vf factor = splat(weight ? as<const float>(weight)[order[k]] : 1.0f);
-            each_vector(width, [&](std::int64_t i, auto n) {
-              store(sums + i, fma(load(row + i, n), factor, load(sums + i, n)), n);
+            each_line<T>(width, [&](std::int64_t i, auto n) {
+              store(sums + i, fma(load_ahead(row + i, n), factor, load(sums + i, n)), n);
             });
           }
           T* out = as<T>(y) + t * cols + first;
-          each_vector(width, [&](std::int64_t i, auto n) { store(out + i, load(sums + i, n), n); });
+          map_lines(out, width, past_cache, [&](std::int64_t i, auto n) { return load(sums + i, n); });
         }
       }
+      if (past_cache) stream_fence();
     });
   });
 }
@@ -335,8 +340,8 @@ inline void dot_rows(Ptr a, Ptr b, Ptr index, Ptr dots, std::int64_t rows, std::
                         if (source[r] >= 0 && source[r] < of) {
                           const T* left = as<const T>(a) + r * cols;
                           const T* right = as<const T>(b) + source[r] * cols;
-                          dot = sum_vectors(cols, [&](std::int64_t i, auto n) {
-                            return load(left + i, n) * load(right + i, n);
+                          dot = sum_lines<T>(cols, [&](std::int64_t i, auto n) {
+                            return load_ahead(left + i, n) * load_ahead(right + i, n);
                           });
                         }
                         as<float>(dots)[r] = dot;

@@ -1,14 +1,13 @@
 // RMSNorm and LayerNorm over the last dimension, forward and backward. kCenter distinguishes the two.
 #include "kernels/column_parts.inl"
 
-// The weights as fp32 with `offset` added (1 for zero-centred gamma); all `offset + 1` when there are none.
+// The weights plus `offset` (1 for zero-centred gamma) as a scratch array beside rows of T; all `absent` when
+// there are none.
+template <class T>
 inline std::vector<float> fp32_weights(Ptr weight, int dtype, std::int64_t cols, float offset, float absent) {
   std::vector<float> w(static_cast<std::size_t>(cols), absent);
   if (weight) {
-    visit(dtype, [&](auto tag) {
-      const auto* p = as<const decltype(tag)>(weight);
-      each_vector(cols, [&](std::int64_t i, auto n) { store(&w[i], load(p + i, n) + offset, n); });
-    });
+    visit(dtype, [&](auto tag) { fill_scratch<T>(w.data(), as<const decltype(tag)>(weight), cols, offset); });
   }
   return w;
 }
@@ -28,26 +27,25 @@ inline void norm_forward_rows(const NormRows& rows, const T* x, const T* residua
     if (residual) {
       const T* other = residual + r * cols;
       T* out = sum + r * cols;
-      each_vector(cols,
-                  [&](std::int64_t i, auto n) { store(out + i, load(row + i, n) + load(other + i, n), n); });
+      map_lines(out, cols, false,
+                [&](std::int64_t i, auto n) { return load_ahead(row + i, n) + load_ahead(other + i, n); });
       row = out;
     }
     float mu = 0.0f;
     if constexpr (kCenter) {
-      mu = sum_vectors(cols, [&](std::int64_t i, auto n) { return load(row + i, n); }) /
+      mu = sum_lines<T>(cols, [&](std::int64_t i, auto n) { return load_ahead(row + i, n); }) /
            static_cast<float>(cols);
     }
-    const float squares = sum_vectors(cols, [&](std::int64_t i, auto n) {
-      const vf d = fill_rest(load(row + i, n) - mu, 0.0f, n);
+    const float squares = sum_lines<T>(cols, [&](std::int64_t i, auto n) {
+      const vf d = fill_rest((kCenter ? load(row + i, n) : load_ahead(row + i, n)) - mu, 0.0f, n);
       return d * d;
     });
     const auto scale =
         static_cast<float>(1.0 / std::sqrt(static_cast<double>(squares) / static_cast<double>(cols) + eps));
     T* out = y + r * cols;
-    each_vector(cols, [&](std::int64_t i, auto n) {
-      vf v = (load(row + i, n) - mu) * scale * load(rows.weight + i, n);
-      if (rows.bias) v += load(rows.bias + i, n);
-      put(out + i, v, n, rows.past_cache);
+    map_lines(out, cols, rows.past_cache, [&](std::int64_t i, auto n) {
+      const vf v = (load(row + i, n) - mu) * scale * load(rows.weight + i, n);
+      return rows.bias ? v + load(rows.bias + i, n) : v;
     });
     if (mean) mean[r] = mu;
     if (rstd) rstd[r] = scale;
@@ -60,12 +58,12 @@ inline void norm_forward(bool center, Ptr x, Ptr residual, Ptr weight, Ptr bias,
                          Ptr rstd, std::int64_t rows, std::int64_t cols, double eps, double weight_offset,
                          int dtype, int weight_dtype) {
   if (rows == 0 || cols == 0) return;
-  const auto w = fp32_weights(weight, weight_dtype, cols, static_cast<float>(weight_offset), 1.0f);
-  const auto b = bias ? fp32_weights(bias, weight_dtype, cols, 0.0f, 0.0f) : std::vector<float>{};
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
+    const auto w = fp32_weights<T>(weight, weight_dtype, cols, static_cast<float>(weight_offset), 1.0f);
+    const auto b = bias ? fp32_weights<T>(bias, weight_dtype, cols, 0.0f, 0.0f) : std::vector<float>{};
     const auto bytes = static_cast<std::int64_t>(sizeof(T)) * cols;
-    const bool past_cache = should_stream(rows * bytes, sizeof(T));
+    const bool past_cache = should_stream(rows * bytes);
     choose(center, [&](auto c) {
       parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
         norm_forward_rows<c.value>(
@@ -78,20 +76,20 @@ inline void norm_forward(bool center, Ptr x, Ptr residual, Ptr weight, Ptr bias,
 
 template <bool kCenter, class T>
 inline void norm_backward_rows(const NormRows& rows, const T* dy, const T* x, const T* dsum,
-                               const float* mean, const float* rstd, T* dx, ColumnSums& weight_sums,
-                               ColumnSums& bias_sums) {
+                               const float* mean, const float* rstd, T* dx, ColumnSums<T>& weight_sums,
+                               ColumnSums<T>& bias_sums) {
   const std::int64_t cols = rows.cols;
-  float* dweight = weight_sums.group(rows.begin);
-  float* dbias = bias_sums.group(rows.begin);
+  float* dweight = weight_sums.start(rows.begin);
+  float* dbias = bias_sums.start(rows.begin);
   for (std::int64_t r = rows.begin; r < rows.end; ++r) {
     const T* row = x + r * cols;
     const T* grad = dy + r * cols;
     const float mu = kCenter ? mean[r] : 0.0f;
     const float scale = rstd[r];
     vf plain{};
-    const float along = sum_vectors(cols, [&](std::int64_t i, auto n) {
-      const vf g = load(grad + i, n);
-      const vf xhat = (load(row + i, n) - mu) * scale;
+    const float along = sum_lines<T>(cols, [&](std::int64_t i, auto n) {
+      const vf g = load_ahead(grad + i, n);
+      const vf xhat = (load_ahead(row + i, n) - mu) * scale;
       const vf gw = g * load(rows.weight + i, n);
       if constexpr (kCenter) plain += gw;
       if (dweight) store(dweight + i, fma(g, xhat, load(dweight + i, n)), n);
@@ -104,12 +102,11 @@ inline void norm_backward_rows(const NormRows& rows, const T* dy, const T* x, co
     const float a = along / static_cast<float>(cols);
     const float p = kCenter ? hsum(plain) / static_cast<float>(cols) : 0.0f;
     T* out = dx + r * cols;
-    each_vector(cols, [&](std::int64_t i, auto n) {
+    map_lines(out, cols, rows.past_cache, [&](std::int64_t i, auto n) {
       const vf xhat = (load(row + i, n) - mu) * scale;
       const vf gw = load(grad + i, n) * load(rows.weight + i, n);
-      vf d = scale * (gw - p - xhat * a);
-      if (dsum) d += load(dsum + r * cols + i, n);
-      put(out + i, d, n, rows.past_cache);
+      const vf d = scale * (gw - p - xhat * a);
+      return dsum ? d + load(dsum + r * cols + i, n) : d;
     });
   }
   if (rows.past_cache) stream_fence();
@@ -122,13 +119,13 @@ inline void norm_backward(bool center, Ptr dy, Ptr x, Ptr weight, Ptr dsum, Ptr 
                           Ptr dweight, Ptr dbias, std::int64_t rows, std::int64_t cols, double weight_offset,
                           int dtype, int weight_dtype) {
   if (cols == 0) return;
-  const auto w = fp32_weights(weight, weight_dtype, cols, static_cast<float>(weight_offset), 1.0f);
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
+    const auto w = fp32_weights<T>(weight, weight_dtype, cols, static_cast<float>(weight_offset), 1.0f);
     const auto bytes = static_cast<std::int64_t>(sizeof(T)) * cols;
     const RowParts split = split_rows(rows, cols, bytes * 2);
-    ColumnSums weight_sums(split, dweight != 0), bias_sums(split, dbias != 0);
-    const bool past_cache = should_stream(rows * bytes, sizeof(T));
+    ColumnSums<T> weight_sums(split, dweight != 0), bias_sums(split, dbias != 0);
+    const bool past_cache = should_stream(rows * bytes);
     choose(center, [&](auto c) {
       parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
         norm_backward_rows<c.value>(NormRows{begin, end, cols, w.data(), nullptr, past_cache},

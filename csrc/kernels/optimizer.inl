@@ -119,7 +119,7 @@ inline bool scale_and_norm(const Pointers& ins, const Pointers& outs, Ptr square
         Out* out = element<Out>(outs, span.tensor, span.begin);
         vi flaw{};
         const auto one = [&](std::int64_t i, auto n, vf& squares) {
-          const vf x = load(in + i, n);
+          const vf x = load_ahead(in + i, n);
           const vf y = x * factor;
           flaw |= (x - x) != 0.0f;
           squares = fma(y, y, squares);

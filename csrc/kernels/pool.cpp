@@ -17,9 +17,10 @@
 namespace mindspeed_ms::kernels::pool {
 namespace {
 
-// Longer spins win little (the caller runs the tasks of a late worker) and would steal the core from torch's
-// GEMM that usually follows.
-constexpr auto kSpin = std::chrono::microseconds(20);
+// How long a worker waits for the next job before it sleeps: Python and autograd take 20 to 100 us between two
+// kernels, and waking a thread takes as long again. After kBusy it offers its core to whoever else wants it.
+constexpr auto kBusy = std::chrono::microseconds(20);
+constexpr auto kSpin = std::chrono::microseconds(200);
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -96,14 +97,17 @@ class Pool {
     inside_task = true;
     std::uint64_t seen = 0;
     while (!stop_.load(std::memory_order_relaxed)) {
-      const auto deadline = std::chrono::steady_clock::now() + kSpin;
+      const auto start = std::chrono::steady_clock::now();
+      auto waited = start - start;
       bool fresh = false;
       do {
+        if (waited > kBusy) std::this_thread::yield();
         for (int i = 0; i < 32 && !fresh; ++i) {
           fresh = (ticket_.load(std::memory_order_acquire) >> 32) != seen;
           pause();
         }
-      } while (!fresh && std::chrono::steady_clock::now() < deadline);
+        waited = std::chrono::steady_clock::now() - start;
+      } while (!fresh && waited < kSpin);
       if (!fresh) {
         const int wake = wake_.load();
         sleepers_.fetch_add(1, std::memory_order_seq_cst);

@@ -4,7 +4,7 @@
 
 namespace mindspeed_ms::kernels {
 
-// The one thread pool of the native kernels. The caller works too; workers spin for a few microseconds after
+// The one thread pool of the native kernels. The caller works too; workers spin for a while after
 // a job and then sleep in a futex, so that they do not take cores from torch's and MindSpore's own threads.
 // Tasks are handed out dynamically: a worker that is late (or descheduled) is not waited for. Nested calls,
 // calls while another thread holds the pool, and single tasks run inline. A kernel's result must depend on

@@ -41,7 +41,7 @@ T* as(Ptr p) {
 }
 
 // True for an output too large to survive in the cache until its reader comes: it is then written past the
-// cache, as a normal store first reads the line that it overwrites. `item`: bytes of one element.
-bool should_stream(std::int64_t bytes, std::size_t item);
+// cache, as a normal store first reads the line that it overwrites.
+bool should_stream(std::int64_t bytes);
 
 }  // namespace mindspeed_ms::kernels

@@ -6,10 +6,11 @@ inline void sum_all(Ptr x, Ptr y, std::int64_t n, double scale, int dtype, int o
   constexpr std::int64_t kBlock = 16 * 1024;
   std::vector<double> parts(static_cast<std::size_t>((n + kBlock - 1) / kBlock));
   visit(dtype, [&](auto tag) {
-    const auto* in = as<const decltype(tag)>(x);
+    using T = decltype(tag);
+    const auto* in = as<const T>(x);
     parallel_blocks(n, kBlock, [&](std::int64_t begin, std::int64_t end) {
       parts[static_cast<std::size_t>(begin / kBlock)] = static_cast<double>(
-          sum_vectors(end - begin, [&](std::int64_t i, auto k) { return load(in + begin + i, k); }));
+          sum_lines<T>(end - begin, [&](std::int64_t i, auto k) { return load_ahead(in + begin + i, k); }));
     });
   });
   double sum = 0.0;
@@ -28,7 +29,7 @@ inline void sum_last(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double 
                         for (std::int64_t r = begin; r < end; ++r) {
                           const T* row = as<const T>(x) + r * cols;
                           const float total =
-                              sum_vectors(cols, [&](std::int64_t i, auto n) { return load(row + i, n); });
+                              sum_lines<T>(cols, [&](std::int64_t i, auto n) { return load_ahead(row + i, n); });
                           store1(as<decltype(out_tag)>(y) + r, total * static_cast<float>(scale));
                         }
                       });
@@ -43,13 +44,13 @@ inline void sum_first(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const RowParts split = split_rows(rows, cols, cols * static_cast<std::int64_t>(sizeof(T)));
-    ColumnSums column_sums(split, true);
+    ColumnSums<T> column_sums(split, true);
     parallel_blocks(rows, split.block, [&](std::int64_t begin, std::int64_t end) {
-      float* sums = column_sums.group(begin);
+      float* sums = column_sums.start(begin);
       for (std::int64_t r = begin; r < end; ++r) {
         const T* row = as<const T>(x) + r * cols;
-        each_vector(
-            cols, [&](std::int64_t i, auto n) { store(sums + i, load(sums + i, n) + load(row + i, n), n); });
+        each_line<T>(
+            cols, [&](std::int64_t i, auto n) { store(sums + i, load(sums + i, n) + load_ahead(row + i, n), n); });
         column_sums.end_row(begin, r, end);
       }
     });

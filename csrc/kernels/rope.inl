@@ -11,18 +11,19 @@ struct RopeArray {
   std::int64_t sequence, batch, head;
 };
 
+// The tables are scratch arrays beside the two halves of a row of T.
 template <class T>
 MSK_INLINE void rotate_halves(const T* x, T* y, const float* cos, const float* sin, std::int64_t half,
-                              float sign) {
+                              float sign, bool past_cache) {
   // Backward is the rotation by the opposite angle; the two halves of the tables may differ (mRoPE), and then
   // it takes each sine with the input that it multiplied.
   const float* sin_low = sign > 0 ? sin : sin + half;
   const float* sin_high = sign > 0 ? sin + half : sin;
-  each_vector(half, [&](std::int64_t i, auto n) {
-    const vf a = load(x + i, n);
-    const vf b = load(x + half + i, n);
-    store(y + i, a * load(cos + i, n) - sign * b * load(sin_low + i, n), n);
-    store(y + half + i, b * load(cos + half + i, n) + sign * a * load(sin_high + i, n), n);
+  map_lines(y, y + half, half, past_cache, [&](std::int64_t i, auto n) {
+    const vf a = load_ahead(x + i, n);
+    const vf b = load_ahead(x + half + i, n);
+    return Two{a * load(cos + i, n) - sign * b * load(sin_low + i, n),
+               b * load(cos + half + i, n) + sign * a * load(sin_high + i, n)};
   });
 }
 
@@ -61,25 +62,38 @@ inline void rope(int layout, bool backward, Ptr x, Ptr y, Ptr cos, Ptr sin, std:
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = heads * channels * static_cast<std::int64_t>(sizeof(T));
+    const bool past_cache = layout == kHalf && x != y && should_stream(sequence * batch * bytes);
+    const std::int64_t half = rotary / 2;
     parallel_blocks(sequence * batch, rows_per_task(2 * bytes), [&](std::int64_t begin, std::int64_t end) {
+      std::vector<float> tables(static_cast<std::size_t>(4 * half));
       for (std::int64_t token = begin; token < end; ++token) {
         const std::int64_t s = token / batch;
         const std::int64_t b = token % batch;
         const float* c = as<const float>(cos) + s * table_sequence + b * table_batch;
         const float* d = as<const float>(sin) + s * table_sequence + b * table_batch;
+        if (layout == kHalf) {
+          float* table = tables.data();
+          for (const float* from : {c, c + half, d, d + half}) {
+            fill_scratch<T>(table, from, half, 0.0f);
+            table += half;
+          }
+          c = tables.data();
+          d = c + 2 * half;
+        }
         for (std::int64_t h = 0; h < heads; ++h) {
           const T* in = as<const T>(x) + s * from.sequence + b * from.batch + h * from.head;
           T* out = as<T>(y) + s * to.sequence + b * to.batch + h * to.head;
           if (layout == kHalf) {
-            rotate_halves(in, out, c, d, rotary / 2, backward ? -1.0f : 1.0f);
+            rotate_halves(in, out, c, d, half, backward ? -1.0f : 1.0f, past_cache);
           } else {
-            rotate_pairs(in, out, c, d, rotary / 2, layout, backward);
+            rotate_pairs(in, out, c, d, half, layout, backward);
           }
-          if (in != out) {
+          if (in != out && channels > rotary) {
             std::memcpy(out + rotary, in + rotary, static_cast<std::size_t>(channels - rotary) * sizeof(T));
           }
         }
       }
+      if (past_cache) stream_fence();
     });
   });
 }

@@ -19,15 +19,10 @@ struct SoftmaxMask {
 // equal probabilities instead of NaN.
 inline constexpr float kMaskedScore = -10000.0f;
 
-// x with `value` where the mask is set.
-MSK_INLINE vf apply_mask(vf x, const std::uint8_t* mask, float value, Full) {
-  return byte_lanes(mask) != 0 ? splat(value) : x;
-}
-MSK_INLINE vf apply_mask(vf x, const std::uint8_t* mask, float value, Part part) {
-  for (int i = 0; i < part.n; ++i) {
-    if (mask[i]) x[i] = value;
-  }
-  return x;
+// x with `value` where the mask beside a row of T is set.
+template <class T, class Lanes>
+MSK_INLINE vf apply_mask(vf x, const std::uint8_t* mask, float value, Lanes n) {
+  return byte_lanes<T>(mask, n) != 0 ? splat(value) : x;
 }
 
 struct Shifted {
@@ -41,12 +36,12 @@ MSK_INLINE Shifted exp_row(const T* x, const std::uint8_t* mask, float scale, st
                            float* exps) {
   constexpr float kLowest = -std::numeric_limits<float>::infinity();
   const auto score = [&](std::int64_t i, auto n) {
-    vf v = load(x + i, n) * scale;
-    if (mask) v = apply_mask(v, mask + i, kMaskedScore, n);
+    vf v = load_ahead(x + i, n) * scale;
+    if (mask) v = apply_mask<T>(v, mask + i, kMaskedScore, n);
     return fill_rest(v, kLowest, n);
   };
-  const float peak = max_vectors(cols, score);
-  const float sum = sum_vectors(cols, [&](std::int64_t i, auto n) {
+  const float peak = max_lines<T>(cols, score);
+  const float sum = sum_lines<T>(cols, [&](std::int64_t i, auto n) {
     const vf e = exp_for<T>(score(i, n) - peak);
     if (exps) store(exps + i, e, n);
     return fill_rest(e, 0.0f, n);
@@ -66,7 +61,7 @@ inline void softmax_forward(bool logarithm, bool causal, Ptr x, Ptr mask, Ptr y,
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes, sizeof(T));
+    const bool past_cache = should_stream(rows * bytes);
     parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
       const std::unique_ptr<float[]> exps(logarithm ? nullptr : new float[static_cast<std::size_t>(cols)]);
       for (std::int64_t r = begin; r < end; ++r) {
@@ -78,21 +73,18 @@ inline void softmax_forward(bool logarithm, bool causal, Ptr x, Ptr mask, Ptr y,
         const Shifted row = exp_row(in, row_mask, static_cast<float>(scale), seen, exps.get());
         if (logarithm) {
           const float log_sum = std::log(row.sum);
-          each_vector(seen, [&](std::int64_t i, auto n) {
+          map_lines(out, seen, past_cache, [&](std::int64_t i, auto n) {
             vf v = load(in + i, n) * static_cast<float>(scale);
-            if (row_mask) v = apply_mask(v, row_mask + i, kMaskedScore, n);
-            put(out + i, (v - row.peak) - log_sum, n, past_cache);
+            if (row_mask) v = apply_mask<T>(v, row_mask + i, kMaskedScore, n);
+            return (v - row.peak) - log_sum;
           });
         } else {
           const float inverse = 1.0f / row.sum;
-          each_vector(seen, [&](std::int64_t i, auto n) {
+          map_lines(out, seen, past_cache, [&](std::int64_t i, auto n) {
             const vf e = load(exps.get() + i, n);
             const vf p = e * inverse;
-            if constexpr (sizeof(T) == 2) {
-              put(out + i, p, n, past_cache);
-            } else {  // corrected to what the slow division gives
-              put(out + i, fma(fma(splat(-row.sum), p, e), splat(inverse), p), n, past_cache);
-            }
+            if constexpr (sizeof(T) == 2) return p;
+            return fma(fma(splat(-row.sum), p, e), splat(inverse), p);  // what the slow division gives
           });
         }
         const vf rest = logarithm ? splat(-std::numeric_limits<float>::infinity()) : vf{};
@@ -116,7 +108,7 @@ inline void softmax_backward(bool logarithm, Ptr dy, Ptr y, Ptr mask, Ptr dx, st
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = should_stream(rows * bytes, sizeof(T));
+    const bool past_cache = should_stream(rows * bytes);
     choose(logarithm, [&](auto is_log) {
       parallel_blocks(rows, rows_per_task(bytes * 2), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {
@@ -124,17 +116,17 @@ inline void softmax_backward(bool logarithm, Ptr dy, Ptr y, Ptr mask, Ptr dx, st
           const T* prob = as<const T>(y) + r * cols;
           T* out = as<T>(dx) + r * cols;
           const std::uint8_t* row_mask = where.row(r);
-          const float total = sum_vectors(cols, [&](std::int64_t i, auto n) {
-            const vf g = load(grad + i, n);
-            return is_log.value ? g : g * load(prob + i, n);
+          const float total = sum_lines<T>(cols, [&](std::int64_t i, auto n) {
+            const vf g = load_ahead(grad + i, n);
+            return is_log.value ? g : g * load_ahead(prob + i, n);
           });
           const float factor = static_cast<float>(scale);
-          each_vector(cols, [&](std::int64_t i, auto n) {
+          map_lines(out, cols, past_cache, [&](std::int64_t i, auto n) {
             const vf g = load(grad + i, n);
             const vf p = load(prob + i, n);
             vf d = (is_log.value ? g - exp(p) * total : p * (g - total)) * factor;
-            if (row_mask) d = apply_mask(d, row_mask + i, 0.0f, n);
-            put(out + i, d, n, past_cache);
+            if (row_mask) d = apply_mask<T>(d, row_mask + i, 0.0f, n);
+            return d;
           });
         }
         if (past_cache) stream_fence();

@@ -116,17 +116,10 @@ void copy_rows(Ptr from, Ptr to, std::int64_t rows, std::int64_t width, std::int
       });
 }
 
-void zero(Ptr to, std::int64_t nbytes) {
-  parallel_blocks(nbytes, 1024 * 1024, [&](std::int64_t begin, std::int64_t end) {
-    std::memset(as<char>(to) + begin, 0, static_cast<std::size_t>(end - begin));
-  });
-}
-
 void bind_strided_copy(pybind11::module_& m) {
   const pybind11::call_guard<pybind11::gil_scoped_release> nogil;
   m.def("copy_to_contiguous", &copy_to_contiguous, nogil);
   m.def("copy_rows", &copy_rows, nogil);
-  m.def("zero", &zero, nogil);
 }
 
 }  // namespace mindspeed_ms::kernels

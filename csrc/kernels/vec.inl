@@ -74,6 +74,14 @@ MSK_INLINE vf reciprocal(vf d) {
   return 1.0f / d;
 #endif
 }
+// 1 / d for d in [1, inf], within 2^-14: enough where the result is stored in 16 bits.
+MSK_INLINE vf reciprocal_rough(vf d) {
+#if MSK_AVX512
+  return _mm512_maskz_rcp14_ps(0xffff, d);
+#else
+  return 1.0f / d;
+#endif
+}
 MSK_INLINE vf round_even(vf x) {
 #if MSK_AVX512
   return _mm512_maskz_roundscale_ps(0xffff, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -101,22 +109,33 @@ MSK_INLINE vf sqrt(vf x) {
 // ---- loads and stores: fp32, bf16, fp16 in memory, always fp32 in registers -----------------------------
 
 // By intrinsics: GCC 12 splits the generic conversions into quarters.
-MSK_INLINE vf widen_bf16(vh h) {
+MSK_INLINE vu widen_u16(vh h) {
 #if MSK_AVX512
-  return (vf)((vu)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)h) << 16);
+  return (vu)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)h);
 #elif MSK_AVX2
-  return (vf)((vu)_mm256_cvtepu16_epi32((__m128i)h) << 16);
+  return (vu)_mm256_cvtepu16_epi32((__m128i)h);
 #else
-  return (vf)(__builtin_convertvector(h, vu) << 16);
+  return __builtin_convertvector(h, vu);
+#endif
+}
+MSK_INLINE vf widen_bf16(vh h) { return (vf)(widen_u16(h) << 16); }
+
+// Rounded to nearest even, in the upper 16 bits; NaN becomes the quiet NaN 0x7fc0, like torch's conversion.
+MSK_INLINE vu round_bf16(vf x) {
+  const vu u = (vu)x, nan = vu{} + 0x7fc00000u;
+#if MSK_AVX512
+  const __m512i even =
+      _mm512_mask_add_epi32((__m512i)nan, _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), (__m512i)u,
+                            _mm512_set1_epi32(0x7fff));
+  const __mmask16 odd = _mm512_test_epi32_mask((__m512i)u, _mm512_set1_epi32(0x10000));
+  return (vu)_mm512_mask_add_epi32(even, odd, even, _mm512_set1_epi32(1));
+#else
+  return x != x ? nan : u + (((u >> 16) & 1u) + 0x7fffu);
 #endif
 }
 
-// Round to nearest even; NaN becomes the quiet NaN 0x7fc0, like torch's conversion.
 MSK_INLINE vh narrow_bf16(vf x) {
-  const vu u = (vu)x;
-  const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const vu nan = vu{} + 0x7fc0u;
-  const vu half = (x != x) ? nan : rounded;
+  const vu half = round_bf16(x) >> 16;
 #if MSK_AVX512
   return (vh)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)half);
 #else
@@ -230,52 +249,6 @@ MSK_INLINE void store1(bf16* p, float x) {
 }
 MSK_INLINE void store1(f16* p, float x) { p->bits = std::bit_cast<std::uint16_t>(static_cast<_Float16>(x)); }
 
-// Store that bypasses the cache where the address allows it; finish a task with stream_fence().
-template <class T>
-MSK_INLINE void stream(T* p, vf x, Full full) {
-#if MSK_AVX512
-  if constexpr (std::is_same_v<T, float>) {
-    if ((reinterpret_cast<std::uintptr_t>(p) & 63) == 0) return _mm512_stream_ps(p, x);
-  } else if ((reinterpret_cast<std::uintptr_t>(p) & 31) == 0) {
-    if constexpr (std::is_same_v<T, bf16>) {
-      return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)narrow_bf16(x));
-    } else {
-      return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)narrow_f16(x));
-    }
-  }
-#elif MSK_AVX2
-  if constexpr (std::is_same_v<T, float>) {
-    if ((reinterpret_cast<std::uintptr_t>(p) & 31) == 0) return _mm256_stream_ps(p, x);
-  } else if ((reinterpret_cast<std::uintptr_t>(p) & 15) == 0) {
-    if constexpr (std::is_same_v<T, bf16>) {
-      return _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)narrow_bf16(x));
-    } else {
-      return _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)narrow_f16(x));
-    }
-  }
-#endif
-  store(p, x, full);
-}
-template <class T>
-MSK_INLINE void stream(T* p, vf x, Part part) {
-  store(p, x, part);
-}
-MSK_INLINE void stream_fence() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
-}
-
-// Either kind of store, for outputs that should_stream() judged.
-template <class T, class Lanes>
-MSK_INLINE void put(T* p, vf x, Lanes n, bool past_cache) {
-  if (past_cache) {
-    stream(p, x, n);
-  } else {
-    store(p, x, n);
-  }
-}
-
 // ---- reductions within a vector -------------------------------------------------------------------------
 
 MSK_INLINE float hsum(vf x) {
@@ -285,27 +258,6 @@ MSK_INLINE float hsum(vf x) {
     for (int i = 0; i < half; ++i) part[i] += part[i + half];
   }
   return part[0];
-}
-
-// Sum of the vectors f(i, lanes) over [0, n), which must be 0 in lanes beyond n. Groups of 32 are summed
-// first, so that the error grows with 32 + n / (32 kW) additions instead of n / kW; four sums at a time, as
-// one would wait for its previous addition.
-template <class F>
-MSK_INLINE float sum_vectors(std::int64_t n, F&& f) {
-  constexpr std::int64_t kGroup = 32 * kW;
-  vf total{};
-  for (std::int64_t first = 0; first < n; first += kGroup) {
-    const std::int64_t end = first + (n - first < kGroup ? n - first : kGroup);
-    vf part[4] = {};
-    std::int64_t i = first;
-    for (; i + 4 * kW <= end; i += 4 * kW) {
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) part[k] += f(i + k * kW, Full{});
-    }
-    each_vector(end - i, [&](std::int64_t j, auto lanes) { part[0] += f(i + j, lanes); });
-    total += (part[0] + part[1]) + (part[2] + part[3]);
-  }
-  return hsum(total);
 }
 
 // Largest lane; for lanes without NaN.
@@ -323,29 +275,6 @@ MSK_INLINE vf max_nan(vf a, vf b) { return (a > b) | (a != a) ? a : b; }
 
 // Elementwise maximum; the second argument where one is NaN.
 MSK_INLINE vf max_or_second(vf a, vf b) { return a > b ? a : b; }
-
-// Largest lane of the vectors f(i, lanes) over [0, n), which must be low in lanes beyond n; NaN is passed
-// over.
-template <class F>
-MSK_INLINE float max_vectors(std::int64_t n, F&& f) {
-  vf best[4];
-  for (auto& b : best) b = splat(-std::numeric_limits<float>::infinity());
-  std::int64_t i = 0;
-  for (; i + 4 * kW <= n; i += 4 * kW) {
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) best[k] = max_or_second(f(i + k * kW, Full{}), best[k]);
-  }
-  each_vector(n - i, [&](std::int64_t j, auto lanes) { best[0] = max_or_second(f(i + j, lanes), best[0]); });
-  return lane_max(max_or_second(max_or_second(best[0], best[1]), max_or_second(best[2], best[3])));
-}
-
-// Lanes beyond n replaced by `fill`.
-MSK_INLINE vf fill_rest(vf x, float, Full) { return x; }
-MSK_INLINE vf fill_rest(vf x, float fill, Part part) {
-  vi index;
-  for (int i = 0; i < kW; ++i) index[i] = i;
-  return index < part.n ? x : splat(fill);
-}
 
 // f(T{}) with the storage type that `dtype` names.
 template <class F>
@@ -376,3 +305,4 @@ MSK_INLINE void choose(bool flag, F&& f) {
 }
 
 #include "kernels/elementary.inl"
+#include "kernels/lines.inl"
