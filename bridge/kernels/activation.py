@@ -146,7 +146,7 @@ class _BiasActivation(torch.autograd.Function):
         dy = dy.contiguous()
         dx = torch.empty_like(x)
         cols = x.shape[-1] if x.dim() else 1
-        dbias = torch.empty(cols, dtype=torch.float32, device=x.device) if ctx.needs_input_grad[1] else None
+        dbias = torch.empty(cols, dtype=bias.dtype, device=x.device) if ctx.needs_input_grad[1] else None
         launch(
             "activation_backward",
             x,
@@ -161,7 +161,7 @@ class _BiasActivation(torch.autograd.Function):
             dtype_code(x),
             dtype_code(bias),
         )
-        return dx, None if dbias is None else dbias.to(bias.dtype), None
+        return dx, dbias, None
 
 
 class _BiasGlu(torch.autograd.Function):
@@ -199,9 +199,8 @@ class _BiasGlu(torch.autograd.Function):
         code, linear_offset, clamp = ctx.options
         dy = dy.contiguous()
         dx = torch.empty_like(x)
-        wide = {"dtype": torch.float32, "device": x.device}
-        dbias = torch.empty(x.shape[-1], **wide) if ctx.needs_input_grad[1] else None
-        dweights = torch.zeros(_rows(x), **wide) if ctx.needs_input_grad[2] else None
+        dbias = x.new_empty(x.shape[-1], dtype=bias.dtype) if ctx.needs_input_grad[1] else None
+        dweights = x.new_zeros(_rows(x), dtype=torch.float32) if ctx.needs_input_grad[2] else None
         launch(
             "glu_backward",
             x,
@@ -220,8 +219,6 @@ class _BiasGlu(torch.autograd.Function):
             dtype_code(x),
             dtype_code(bias),
         )
-        if dbias is not None:
-            dbias = dbias.to(bias.dtype)
         if dweights is not None:
             shape, dtype = ctx.weights_like
             dweights = dweights.reshape(shape).to(dtype)

@@ -145,9 +145,10 @@ def native_layer_norm_backward(
     """aten::native_layer_norm_backward; mean and rstd in fp32."""
     rows, cols, _ = _norm_shape(x, normalized_shape)
     dx = torch.empty_like(x) if output_mask[0] else None
-    wide = {"dtype": torch.float32, "device": x.device}
-    dweight = torch.empty(tuple(normalized_shape), **wide) if output_mask[1] and weight is not None else None
-    dbias = torch.empty(tuple(normalized_shape), **wide) if output_mask[2] and bias is not None else None
+    parameter = x if weight is None and bias is None else bias if weight is None else weight
+    like = {"dtype": parameter.dtype, "device": x.device}
+    dweight = torch.empty(tuple(normalized_shape), **like) if output_mask[1] and weight is not None else None
+    dbias = torch.empty(tuple(normalized_shape), **like) if output_mask[2] and bias is not None else None
     native().norm_backward(
         True,
         pointer(grad),
@@ -163,13 +164,9 @@ def native_layer_norm_backward(
         cols,
         0.0,
         dtype_code(x),
-        dtype_code(weight),
+        dtype_code(parameter),
     )
-    return (
-        dx,
-        None if dweight is None else dweight.to(weight.dtype),
-        None if dbias is None else dbias.to(bias.dtype),
-    )
+    return dx, dweight, dbias
 
 
 def embedding_dense_backward(

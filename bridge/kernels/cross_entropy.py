@@ -128,15 +128,12 @@ class _CrossEntropy(torch.autograd.Function):
         if ranks > 1:
             # The sum of logits stays local: Megatron smooths over the rank's own columns.
             dist.all_reduce(sums[:2], group=group)
-        log_sum = torch.log(sums[0])
-        loss = log_sum - sums[1]
-        share = 0.0
-        if smoothing:
-            share = label_smoothing * cols / (cols - 1)
-            loss = (1.0 - share) * loss + share * (log_sum - sums[2] / cols)
+        share = label_smoothing * cols / (cols - 1) if smoothing else 0.0
+        loss = torch.empty(target.shape, **wide)
+        launch("cross_entropy_loss", logits, pointer(sums), pointer(loss), rows, cols, share)
         ctx.save_for_backward(logits, ids, peak, sums[0])
         ctx.first, ctx.share, ctx.reuse = first, share, reuse_logits
-        return loss.reshape(target.shape)
+        return loss
 
     @staticmethod
     @once_differentiable

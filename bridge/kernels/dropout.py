@@ -92,11 +92,12 @@ class _DropoutAdd(torch.autograd.Function):
         rows = dy.numel() // cols if cols else 0
         residual_grad = dy if ctx.needs_input_grad[2] else None
         dy = dy.contiguous()
-        dbias = torch.empty(cols, dtype=torch.float32, device=dy.device) if want_bias else None
+        dbias = dy.new_empty(cols) if want_bias else None
         if mask is None:
             dx = dy
             if want_bias:
-                launch("sum_first", dy, pointer(dy), pointer(dbias), rows, cols, 1.0, dtype_code(dy), 0)
+                code = dtype_code(dy)
+                launch("sum_first", dy, pointer(dy), pointer(dbias), rows, cols, 1.0, code, code)
         else:
             dx = torch.empty_like(dy)
             launch(
@@ -111,4 +112,4 @@ class _DropoutAdd(torch.autograd.Function):
                 ctx.scale,
                 dtype_code(dy),
             )
-        return dx, None if dbias is None else dbias.to(dy.dtype), residual_grad, None, None
+        return dx, dbias, residual_grad, None, None

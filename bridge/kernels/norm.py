@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.backend import DTYPE_CODES, dtype_code, launch, pointer
 from mindspeed_ms.kernels.dispatch import choose, on_mindspore
 from torch.autograd.function import once_differentiable
 
@@ -133,7 +133,7 @@ class _Norm(torch.autograd.Function):
         ctx.save_for_backward(x if total is None else total, weight_c, statistics)
         ctx.center, ctx.offset = center, offset
         ctx.set_materialize_grads(False)
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.parameter_dtype = next((p.dtype for p in (weight, bias) if p is not None), torch.float32)
         return y if total is None else (y, total)
 
     @staticmethod
@@ -148,9 +148,9 @@ class _Norm(torch.autograd.Function):
         dy = dy.contiguous()
         dsum = None if dsum is None else dsum.contiguous()
         dx = torch.empty_like(x) if want_x else None
-        wide = {"dtype": torch.float32, "device": x.device}
-        dweight = torch.empty(hidden, **wide) if ctx.needs_input_grad[1] else None
-        dbias = torch.empty(hidden, **wide) if ctx.needs_input_grad[2] else None
+        like = {"dtype": ctx.parameter_dtype, "device": x.device}
+        dweight = torch.empty(hidden, **like) if ctx.needs_input_grad[1] else None
+        dbias = torch.empty(hidden, **like) if ctx.needs_input_grad[2] else None
         launch(
             "norm_backward",
             x,
@@ -168,12 +168,12 @@ class _Norm(torch.autograd.Function):
             hidden,
             ctx.offset,
             dtype_code(x),
-            dtype_code(weight),
+            DTYPE_CODES[ctx.parameter_dtype],
         )
         return (
             dx if ctx.needs_input_grad[0] else None,
-            None if dweight is None else dweight.to(weight.dtype),
-            None if dbias is None else dbias.to(ctx.bias_dtype),
+            dweight,
+            dbias,
             None,
             None,
             dx if ctx.needs_input_grad[5] else None,

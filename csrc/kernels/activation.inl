@@ -175,7 +175,7 @@ inline void activation_forward(int activation, Ptr x, Ptr bias, Ptr y, std::int6
         const T* in = as<const T>(x) + r * cols + first;
         T* out = as<T>(y) + r * cols + first;
         const float* add = bias ? b.data() + first : nullptr;
-        map_lines(out, width, past_cache, [&](std::int64_t i, auto n) {
+        map_lines<kTiesAway>(out, width, past_cache, [&](std::int64_t i, auto n) {
           const vf v = load_ahead(in + i, n);
           return act.template value<T>(add ? v + load(add + i, n) : v);
         });
@@ -184,7 +184,7 @@ inline void activation_forward(int activation, Ptr x, Ptr bias, Ptr y, std::int6
   });
 }
 
-// dx = dy * act'(x + bias); dbias (fp32, may be absent) = sum over rows of dx.
+// dx = dy * act'(x + bias); dbias (in bias_dtype, may be absent) = sum over rows of dx.
 inline void activation_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr dx, Ptr dbias, std::int64_t rows,
                                 std::int64_t cols, int dtype, int bias_dtype) {
   visit(dtype, [&](auto tag) {
@@ -199,7 +199,7 @@ inline void activation_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr dx,
       const auto tile = [&](std::int64_t r, std::int64_t first, std::int64_t width, float* sums) {
         const std::int64_t at = r * cols + first;
         const float* add = bias ? b.data() + first : nullptr;
-        map_lines(as<T>(dx) + at, width, past_cache, [&](std::int64_t i, auto n) {
+        map_lines<kTiesAway>(as<T>(dx) + at, width, past_cache, [&](std::int64_t i, auto n) {
           // The next row of a tile lies on other pages, which the CPU's own prefetchers do not cross.
           prefetch(as<const T>(x) + at + cols + i, n);
           prefetch(as<const T>(dy) + at + cols + i, n);
@@ -230,7 +230,7 @@ inline void activation_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr dx,
         }
         if (past_cache) stream_fence();
       });
-      bias_sums.finish(as<float>(dbias));
+      bias_sums.finish(dbias, bias_dtype);
     });
   });
 }
@@ -299,7 +299,7 @@ inline void glu_forward(int activation, Ptr x, Ptr bias, Ptr weights, Ptr y, std
               const GatedRow<T, plain.value> row{in, in + half, add, add ? add + half : nullptr, gating};
               T* out = as<T>(y) + r * half + first;
               const float weight = weights ? as<const float>(weights)[r] : 1.0f;
-              map_lines(out, width, past_cache, [&](std::int64_t i, auto n) {
+              map_lines<kTiesAway>(out, width, past_cache, [&](std::int64_t i, auto n) {
                 const auto [g, l] = row.at(i, n);
                 return act.template value<T>(row.clamped_gate(g)) * row.clamped_linear(l) * weight;
               });
@@ -309,7 +309,7 @@ inline void glu_forward(int activation, Ptr x, Ptr bias, Ptr weights, Ptr y, std
   });
 }
 
-// Gradients of glu_forward: dx (rows, 2 * half); dbias fp32 (2 * half) and dweights fp32 (rows) may be
+// Gradients of glu_forward: dx (rows, 2 * half); dbias in bias_dtype (2 * half) and dweights fp32 (rows) may be
 // absent.
 inline void glu_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr weights, Ptr dx, Ptr dbias,
                          Ptr dweights, std::int64_t rows, std::int64_t half, double linear_offset,
@@ -334,7 +334,7 @@ inline void glu_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr weights, P
             T* out = as<T>(dx) + r * 2 * half;
             const float weight = weights ? as<const float>(weights)[r] : 1.0f;
             vf along{};
-            map_lines(out, out + half, half, past_cache, [&](std::int64_t i, auto n) {
+            map_lines<kTiesAway>(out, out + half, half, past_cache, [&](std::int64_t i, auto n) {
               const auto [g, l] = row.at(i, n);
               const Slope a = act.template slope<T>(row.clamped_gate(g));
               const vf linear = row.clamped_linear(l);
@@ -356,6 +356,6 @@ inline void glu_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr weights, P
         });
       });
     });
-    bias_sums.finish(as<float>(dbias), 2);
+    bias_sums.finish(dbias, bias_dtype, 2);
   });
 }

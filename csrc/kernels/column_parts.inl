@@ -46,22 +46,25 @@ class ColumnSums {
     });
   }
 
-  // target[c] = the sum of all parts, in order; 0 when there are none. `arrays`: how many arrays of T side by
-  // side a row holds.
-  void finish(float* target, std::int64_t arrays = 1) const {
+  // target[c] = scale * the sum of all parts, in order, in `dtype`; 0 when there are none. `arrays`: how many
+  // arrays of T side by side a row holds.
+  void finish(Ptr target, int dtype, std::int64_t arrays = 1, float scale = 1.0f) const {
     if (!target) return;
     const std::int64_t width = split_.cols / arrays;
-    for (std::int64_t at = 0; at < split_.cols; at += width) {
-      parallel_blocks(width, 1024, [&](std::int64_t begin, std::int64_t end) {
-        put_in_order<T>(target + at + begin, end - begin, [&](std::int64_t i, auto n) {
-          vf total{};
-          for (std::int64_t p = 0; p < split_.parts; ++p) {
-            total += load(data_.get() + (2 * p + 1) * split_.cols + at + begin + i, n);
-          }
-          return total;
+    visit(dtype, [&](auto tag) {
+      auto* out = as<decltype(tag)>(target);
+      for (std::int64_t at = 0; at < split_.cols; at += width) {
+        parallel_blocks(width, 1024, [&](std::int64_t begin, std::int64_t end) {
+          put_in_order<T>(out + at + begin, end - begin, [&](std::int64_t i, auto n) {
+            vf total{};
+            for (std::int64_t p = 0; p < split_.parts; ++p) {
+              total += load(data_.get() + (2 * p + 1) * split_.cols + at + begin + i, n);
+            }
+            return total * scale;
+          });
         });
-      });
-    }
+      }
+    });
   }
 
  private:

@@ -7,6 +7,7 @@ namespace mindspeed_ms::kernels {
 void bind_cross_entropy(pybind11::module_& m) {
   MSK_DEF(m, cross_entropy_max);
   MSK_DEF(m, cross_entropy_sums);
+  MSK_DEF(m, cross_entropy_loss);
   MSK_DEF(m, cross_entropy_grad);
 }
 

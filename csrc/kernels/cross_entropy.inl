@@ -42,7 +42,7 @@ inline void cross_entropy_sums(Ptr logits, Ptr peak, Ptr target, Ptr sums, std::
         const float exps = sum_lines<T>(cols, [&](std::int64_t i, auto n) {
           const vf v = load(row + i, n) - top;
           if (smoothing) plain += fill_rest(v, 0.0f, n);
-          return fill_rest(exp(v), 0.0f, n);
+          return fill_rest(exp_term(v), 0.0f, n);
         });
         const std::int64_t id = as<const std::int64_t>(target)[r] - first;
         float* out = as<float>(sums) + r;
@@ -51,6 +51,24 @@ inline void cross_entropy_sums(Ptr logits, Ptr peak, Ptr target, Ptr sums, std::
         if (smoothing) out[2 * rows] = hsum(plain);
       }
     });
+  });
+}
+
+// loss[r] from the sums of the whole vocabulary; `share` of it, 0 without label smoothing, is that of every one
+// of the shard's cols columns. The logarithm is not left to torch: its library's threads would spin into the
+// kernels that follow.
+inline void cross_entropy_loss(Ptr sums, Ptr loss, std::int64_t rows, std::int64_t cols, double share) {
+  const auto* found = as<const float>(sums);
+  parallel_blocks(rows, 1024, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r) {
+      const double log_sum = std::log(static_cast<double>(found[r]));
+      double value = log_sum - static_cast<double>(found[rows + r]);
+      if (share > 0.0) {
+        const double mean = static_cast<double>(found[2 * rows + r]) / static_cast<double>(cols);
+        value = (1.0 - share) * value + share * (log_sum - mean);
+      }
+      as<float>(loss)[r] = static_cast<float>(value);
+    }
   });
 }
 
@@ -74,13 +92,14 @@ inline void cross_entropy_grad(Ptr logits, Ptr peak, Ptr sum, Ptr target, Ptr gr
           const float inverse = 1.0f / as<const float>(sum)[r];
           const float g = as<const float>(grad)[r];
           const float rest = static_cast<float>(everywhere);
+          const float factor = g * inverse, base = g * rest;
           const std::int64_t id = as<const std::int64_t>(target)[r] - first;
           const bool here = id >= 0 && id < cols;
           // Read before the row is overwritten, written after: the target's probability less `on`.
           const float hit =
               here ? std::exp(load1(row + id) - shift) * inverse - static_cast<float>(on) - rest : 0.0f;
-          map_lines(out, cols, past_cache, [&](std::int64_t i, auto n) {
-            return g * (exp_for<Out>(load_as<Out>(ahead(row + i, n), n) - shift) * inverse - rest);
+          map_lines<kTiesAway>(out, cols, past_cache, [&](std::int64_t i, auto n) {
+            return exp_for<Out>(load_as<Out>(ahead(row + i, n), n) - shift) * factor - base;
           });
           if (past_cache) stream_fence();
           if (here) store1(out + id, g * hit);

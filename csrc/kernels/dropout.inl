@@ -31,7 +31,7 @@ inline void dropout_add_forward(Ptr x, Ptr bias, Ptr residual, Ptr mask, Ptr y, 
   });
 }
 
-// dx = mask * scale * dy, dbias = sum over rows of dx (fp32, may be absent).
+// dx = mask * scale * dy, dbias = sum over rows of dx (may be absent).
 inline void dropout_backward(Ptr dy, Ptr mask, Ptr dx, Ptr dbias, std::int64_t rows, std::int64_t cols,
                              double scale, int dtype) {
   const auto factor = static_cast<float>(scale);
@@ -54,6 +54,6 @@ inline void dropout_backward(Ptr dy, Ptr mask, Ptr dx, Ptr dbias, std::int64_t r
       }
       if (past_cache) stream_fence();
     });
-    bias_sums.finish(as<float>(dbias));
+    bias_sums.finish(dbias, dtype);
   });
 }

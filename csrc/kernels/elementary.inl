@@ -39,12 +39,8 @@ MSK_INLINE vf exp(vf x) {
   return scale_2n(live, p, n);
 }
 
-// 2^x for x < 128; relative error below 1e-7: minimax polynomial of degree 6 on [-1/2, 1/2]. NaN is kept.
-MSK_INLINE vf exp2(vf x) {
-  const Live live = not_below(x, -150.0f);
-  x = only(live, x);
-  const vf n = round_even(x);
-  const vf f = x - n;
+// 2^(f + n) for |f| <= 1/2; relative error below 1e-7: minimax polynomial of degree 6.
+MSK_INLINE vf exp2_near(Live live, vf f, vf n) {
   vf p = splat(1.5345810970757157e-4f);
   p = fma(p, f, splat(1.3399930903688073e-3f));
   p = fma(p, f, splat(9.618489071726799e-3f));
@@ -53,6 +49,23 @@ MSK_INLINE vf exp2(vf x) {
   p = fma(p, f, splat(6.931471824645996e-1f));
   p = fma(p, f, splat(1.0f));
   return scale_2n(live, p, n);
+}
+
+// 2^x for x < 128, likewise. NaN is kept.
+MSK_INLINE vf exp2(vf x) {
+  const Live live = not_below(x, -150.0f);
+  x = only(live, x);
+  const vf n = round_even(x);
+  return exp2_near(live, x - n, n);
+}
+
+// exp(x) for x <= 0 to be summed up with at least one 1: the error is 1e-7 of the value and 1e-8 of 1; 0 below
+// the normal numbers. NaN is kept.
+MSK_INLINE vf exp_term(vf x) {
+  const Live live = not_below(x, -87.0f);
+  x = only(live, x);
+  const vf n = round_even(x * 1.44269504088896341f);
+  return exp2_near(live, fma(x, splat(1.44269504088896341f), -n), n);
 }
 
 // 2^x with a relative error of 2^-17, enough where the result is stored in 16 bits; 0 in lanes that are not

@@ -124,10 +124,10 @@ MSK_INLINE vf fill_rest(vf x, float fill, Part part) {
 // ---- stores of lines --------------------------------------------------------------------------------------
 
 // The halves of a line of T as they lie in memory.
-template <class T>
+template <class T, Ties kTies>
 MSK_INLINE vu pack(vf first, vf second) {
   if constexpr (std::is_same_v<T, bf16>) {
-    const vu even = round_bf16(first) >> 16, odd = round_bf16(second);
+    const vu even = round_bf16<kTies>(first) >> 16, odd = round_bf16<kTies>(second);
 #if MSK_AVX512
     return (vu)_mm512_ternarylogic_epi32(_mm512_set1_epi32(static_cast<int>(0xffff0000u)), (__m512i)odd,
                                          (__m512i)even, 0xca);
@@ -193,13 +193,13 @@ MSK_INLINE void each_line(std::int64_t n, F&& f) {
 
 // out[i...] = f(i, lanes) over [0, n); f may read out. `past_cache`: as should_stream() judged; such a task
 // ends with stream_fence().
-template <class T, class F>
+template <Ties kTies = kTiesEven, class T, class F>
 MSK_INLINE void map_lines(T* out, std::int64_t n, bool past_cache, F&& f) {
   std::int64_t i = 0;
   if constexpr (sizeof(T) == 2) {
     for (; i + kLine<T> <= n; i += kLine<T>) {
       const vf first = f(i, Half<0>{});
-      put_register(out + i, pack<T>(first, f(i, Half<1>{})), past_cache);
+      put_register(out + i, pack<T, kTies>(first, f(i, Half<1>{})), past_cache);
     }
   } else {
     for (; i + kW <= n; i += kW) put_register(out + i, (vu)f(i, Full{}), past_cache);
@@ -212,14 +212,14 @@ struct Two {
 };
 
 // Two outputs of one pass: f returns a vector for each.
-template <class T, class F>
+template <Ties kTies = kTiesEven, class T, class F>
 MSK_INLINE void map_lines(T* out, T* other, std::int64_t n, bool past_cache, F&& f) {
   std::int64_t i = 0;
   if constexpr (sizeof(T) == 2) {
     for (; i + kLine<T> <= n; i += kLine<T>) {
       const Two a = f(i, Half<0>{}), b = f(i, Half<1>{});
-      put_register(out + i, pack<T>(a.first, b.first), past_cache);
-      put_register(other + i, pack<T>(a.second, b.second), past_cache);
+      put_register(out + i, pack<T, kTies>(a.first, b.first), past_cache);
+      put_register(other + i, pack<T, kTies>(a.second, b.second), past_cache);
     }
   } else {
     for (; i + kW <= n; i += kW) {
@@ -289,9 +289,10 @@ MSK_INLINE void fill_scratch(float* scratch, const From* from, std::int64_t n, f
   });
 }
 
-// A scratch array beside rows of T, in order. f(i, lanes) gives its vectors.
-template <class T, class F>
-MSK_INLINE void put_in_order(float* out, std::int64_t n, F&& f) {
+// out[i...] in order = f(i, lanes) over [0, n), the vectors of a scratch array beside rows of T.
+template <class T, class Out, class F>
+MSK_INLINE void put_in_order(Out* out, std::int64_t n, F&& f) {
+  if constexpr (std::is_same_v<T, Out>) return map_lines(out, n, false, f);
   std::int64_t i = 0;
   if constexpr (std::is_same_v<T, bf16>) {
     for (; i + kLine<T> <= n; i += kLine<T>) {

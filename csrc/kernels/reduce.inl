@@ -40,7 +40,6 @@ inline void sum_last(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double 
 // y[c] = scale * sum over the rows of column c.
 inline void sum_first(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double scale, int dtype,
                       int out_dtype) {
-  std::vector<float> total(static_cast<std::size_t>(cols));
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const RowParts split = split_rows(rows, cols, cols * static_cast<std::int64_t>(sizeof(T)));
@@ -54,12 +53,6 @@ inline void sum_first(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double
         column_sums.end_row(begin, r, end);
       }
     });
-    column_sums.finish(total.data());
-  });
-  visit(out_dtype, [&](auto tag) {
-    auto* out = as<decltype(tag)>(y);
-    each_vector(cols, [&](std::int64_t i, auto n) {
-      store(out + i, load(total.data() + i, n) * static_cast<float>(scale), n);
-    });
+    column_sums.finish(y, out_dtype, 1, static_cast<float>(scale));
   });
 }

@@ -73,14 +73,14 @@ inline void softmax_forward(bool logarithm, bool causal, Ptr x, Ptr mask, Ptr y,
         const Shifted row = exp_row(in, row_mask, static_cast<float>(scale), seen, exps.get());
         if (logarithm) {
           const float log_sum = std::log(row.sum);
-          map_lines(out, seen, past_cache, [&](std::int64_t i, auto n) {
+          map_lines<kTiesAway>(out, seen, past_cache, [&](std::int64_t i, auto n) {
             vf v = load(in + i, n) * static_cast<float>(scale);
             if (row_mask) v = apply_mask<T>(v, row_mask + i, kMaskedScore, n);
             return (v - row.peak) - log_sum;
           });
         } else {
           const float inverse = 1.0f / row.sum;
-          map_lines(out, seen, past_cache, [&](std::int64_t i, auto n) {
+          map_lines<kTiesAway>(out, seen, past_cache, [&](std::int64_t i, auto n) {
             const vf e = load(exps.get() + i, n);
             const vf p = e * inverse;
             if constexpr (sizeof(T) == 2) return p;
@@ -121,7 +121,7 @@ inline void softmax_backward(bool logarithm, Ptr dy, Ptr y, Ptr mask, Ptr dx, st
             return is_log.value ? g : g * load_ahead(prob + i, n);
           });
           const float factor = static_cast<float>(scale);
-          map_lines(out, cols, past_cache, [&](std::int64_t i, auto n) {
+          map_lines<kTiesAway>(out, cols, past_cache, [&](std::int64_t i, auto n) {
             const vf g = load(grad + i, n);
             const vf p = load(prob + i, n);
             vf d = (is_log.value ? g - exp(p) * total : p * (g - total)) * factor;
