@@ -41,7 +41,7 @@ import mindspeed_ms.patch  # noqa: E402, F401 - switches the device on
 
 from tests.benchmarks.kernel_cases import CASES, FASTER, Case, Size  # noqa: E402
 from tests.benchmarks.kernel_product_cases import PRODUCTS  # noqa: E402
-from tests.benchmarks.report import Report, arguments, paired  # noqa: E402
+from tests.benchmarks.report import Paired, Report, arguments, paired  # noqa: E402
 
 THREADS = 2
 BANDWIDTH = 0.8
@@ -49,7 +49,8 @@ BOUND_BY_MEMORY = ("memory", "optimizer", "read")
 SECONDS = 3.0
 """How long a case is timed, at least three pairs."""
 TURN = 0.03
-"""Seconds that a turn of both sides lasts, where one call of each is shorter."""
+"""Seconds that the turn of either side lasts at least: the first calls still find the other side's data in the
+caches (a step of 1 ms takes 2 ms there), and take part in the mean."""
 REST = 0.003
 """Seconds after which the threads of the other side sleep."""
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
@@ -143,17 +144,23 @@ def measure(case: Case, repeats: int, with_compiled: bool, with_errors: bool) ->
     """The row of a case."""
     ours = runner(case.ours, [x.to("npu") for x in case.inputs], case.differentiate)
     theirs = runner(case.theirs, case.inputs, case.differentiate)
-    pair = best_of(theirs, 2) + best_of(ours, 2)  # the slowest pairs are timed three times only
-    timing = {
-        "repeats": max(3, min(repeats, int(SECONDS / pair))),
-        "inner": max(1, int(TURN / pair)),
-        "warmup": 1,
-        "rest": REST,
-    }
-    times = paired(theirs, ours, **timing)
+    our_seconds = best_of(ours, 2)
+
+    def against(other: Callable[[], Any]) -> Paired:
+        seconds = (best_of(other, 2), our_seconds)
+        return paired(
+            other,
+            ours,
+            repeats=max(3, min(repeats, int(SECONDS / sum(seconds)))),  # the slowest pairs three times only
+            inner=(max(1, round(TURN / seconds[0])), max(1, round(TURN / seconds[1]))),
+            warmup=1,
+            rest=REST,
+        )
 
     def share(stream: Stream) -> float:
-        return paired(stream.run, ours, **timing).ratio * case.bytes / stream.bytes
+        return against(stream.run).ratio * case.bytes / stream.bytes
+
+    times = against(theirs)
 
     row = {
         "ours ms": times.second * 1e3,
@@ -166,12 +173,12 @@ def measure(case: Case, repeats: int, with_compiled: bool, with_errors: bool) ->
     if case.kind in BOUND_BY_MEMORY:
         row |= {"of memory": share(memory_stream()), "of add": share(Stream(case.bytes))}
     if case.eager:
-        row["over eager"] = paired(runner(case.eager, case.inputs, True), ours, **timing).ratio
+        row["over eager"] = against(runner(case.eager, case.inputs, True)).ratio
     if with_errors and case.differentiate and case.kind != "random":
         row |= errors(case, ours, theirs)
     if with_compiled and case.differentiate:
         compiled = runner(torch.compile(case.theirs, dynamic=False), case.inputs, True)
-        row["over compiled"] = paired(compiled, ours, **timing).ratio
+        row["over compiled"] = against(compiled).ratio
     return row
 
 

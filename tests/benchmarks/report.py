@@ -81,38 +81,40 @@ def paired(
     first: Callable[[], Any],
     second: Callable[[], Any],
     repeats: int = 21,
-    inner: int = 1,
+    inner: int | tuple[int, int] = 1,
     warmup: int = 3,
     rest: float = 0.0,
 ) -> Paired:
     """Times `first` and `second` alternately, so that a change in the machine's load meets both.
 
-    `inner` calls make one timed turn (use it when a call takes microseconds); `repeats` turns of each are
-    taken after `warmup` untimed ones. The order within a pair alternates. Times are seconds per call.
+    `inner` calls make one timed turn (use it when a call takes microseconds), or so many of either side;
+    `repeats` turns of each are taken after `warmup` untimed ones. The order within a pair alternates. Times are seconds per call.
     `rest` > 0: every turn starts with so many seconds of sleep and an untimed call, where one side's worker
     threads still spin when the other's turn comes (OpenMP's wait some milliseconds for the next region).
     """
-    if repeats < 3 or inner < 1:
+    calls = (inner, inner) if isinstance(inner, int) else inner
+    if repeats < 3 or min(calls) < 1:
         raise ValueError(f"paired needs repeats >= 3 and inner >= 1, got {repeats} and {inner}")
 
-    def turn(function: Callable[[], Any]) -> float:
+    def turn(function: Callable[[], Any], count: int) -> float:
         if rest:
             time.sleep(rest)
             function()
         start = time.perf_counter()
-        for _ in range(inner):
+        for _ in range(count):
             function()
-        return (time.perf_counter() - start) / inner
+        return (time.perf_counter() - start) / count
 
+    sides = ((first, calls[0]), (second, calls[1]))
     for _ in range(warmup):
-        turn(first)
-        turn(second)
+        for side in sides:
+            turn(*side)
     pairs = []
     for index in range(repeats):
         if index % 2:
-            b, a = turn(second), turn(first)
+            b, a = turn(*sides[1]), turn(*sides[0])
         else:
-            a, b = turn(first), turn(second)
+            a, b = turn(*sides[0]), turn(*sides[1])
         pairs.append((a, b))
     ratios = sorted(a / b for a, b in pairs)
     return Paired(
