@@ -20,6 +20,14 @@ MSK_INLINE void visit_engine(const AttentionProblem& p, F&& f) {
   visit(p.dtype, [&](auto tag) { f(FloatWords{}, tag); });
 }
 
+// Whether results of `width` columns per query go past the cache.
+template <class T>
+inline bool streams(const AttentionProblem& p, std::int64_t width) {
+  std::int64_t rows = 0;
+  for (const auto& s : p.sequences) rows += s.q_len;
+  return should_stream(rows * p.heads * width * static_cast<std::int64_t>(sizeof(T)));
+}
+
 // lse: fp32, one per (batch, head, query row), log-sum-exp of the scores.
 inline void attention_forward(const AttentionProblem& p, const AttentionView& q, const AttentionView& k,
                               const AttentionView& v, const AttentionView& o, Ptr lse, std::int64_t lse_batch,
@@ -32,14 +40,15 @@ inline void attention_forward(const AttentionProblem& p, const AttentionView& q,
   visit_engine(p, [&](auto engine, auto tag) {
     using E = decltype(engine);
     using T = decltype(tag);
+    const bool past_cache = streams<T>(p, p.value_dim);
     parallel_for(pairs * parts, [&](std::int64_t task) {
       const std::int64_t pair = task / parts;
       const std::int64_t length = p.sequences[static_cast<std::size_t>(pair / p.heads)].q_len;
       const std::int64_t share = round_up((length + parts - 1) / parts, kBlock);
       const Span rows{std::min(length, task % parts * share), std::min(length, (task % parts + 1) * share)};
       if (rows.empty()) return;
-      forward_task<E, T>(p, pair / p.heads, pair % p.heads, rows, q, k, v, o, as<float>(lse), lse_batch,
-                         lse_head);
+      forward_task<E, T>(p, pair / p.heads, pair % p.heads, rows, q, k, v, o, past_cache, as<float>(lse),
+                         lse_batch, lse_head);
     });
   });
 }
@@ -49,13 +58,14 @@ inline void attention_backward(const AttentionProblem& p, const AttentionView& q
                                const AttentionView& v, const AttentionView& o, const AttentionView& dout,
                                Ptr lse, Ptr dlse, std::int64_t lse_batch, std::int64_t lse_head,
                                const AttentionView& dq, const AttentionView& dk, const AttentionView& dv) {
-  const BackwardViews views{
-      q, k, v, o, dout, dq, dk, dv, as<const float>(lse), as<const float>(dlse), lse_batch, lse_head};
+  BackwardViews views{q,   k,   v,  o,   dout, dq, dk, dv, as<const float>(lse), as<const float>(dlse), lse_batch,
+                      lse_head};
   const std::int64_t group = p.heads / p.kv_heads;
   const auto tasks = static_cast<std::int64_t>(p.sequences.size()) * p.kv_heads;
   visit_engine(p, [&](auto engine, auto tag) {
     using E = decltype(engine);
     using T = decltype(tag);
+    views.past_cache = streams<T>(p, p.dim);
     parallel_for(tasks, [&](std::int64_t task) {
       const std::int64_t sequence = task / p.kv_heads, kv_head = task % p.kv_heads;
       const AttentionSequence& s = p.sequences[static_cast<std::size_t>(sequence)];
@@ -75,13 +85,12 @@ inline void attention_backward(const AttentionProblem& p, const AttentionView& q
           return as<T>(view.data) + s.batch * view.batch + (s.k_begin + j) * view.row + kv_head * view.head;
         };
         T *key = at(dk), *value = at(dv);
-        each_vector(p.dim, [&](std::int64_t c, auto n) {
-          store(key + c, load(b.dk + j * dim + c, Full{}) * scale, n);
-        });
-        each_vector(p.value_dim, [&](std::int64_t c, auto n) {
-          store(value + c, load(b.dv + j * value_dim + c, Full{}), n);
-        });
+        map_lines(key, p.dim, views.past_cache,
+                  [&](std::int64_t c, auto n) { return load_as<T>(b.dk + j * dim + c, n) * scale; });
+        map_lines(value, p.value_dim, views.past_cache,
+                  [&](std::int64_t c, auto n) { return load_as<T>(b.dv + j * value_dim + c, n); });
       }
+      if (views.past_cache) stream_fence();
     });
   });
 }

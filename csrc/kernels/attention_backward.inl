@@ -10,13 +10,14 @@ struct BackwardBuffers {
                   std::int64_t value_dim) {
     constexpr int kPer = E::kPerWord;
     const std::int64_t rows = round_up(q_len, kBlock), keys = round_up(k_len, kBlock);
-    q = carver.take<Word>(rows * dim / kPer);
-    dout = carver.take<Word>(rows * value_dim / kPer);
-    q_right = kPer == 1 ? q : carver.take<Word>(rows * dim / kPer);
-    dout_right = kPer == 1 ? dout : carver.take<Word>(rows * value_dim / kPer);
+    const std::int64_t dim_ld = leading(dim), value_ld = leading(value_dim);
+    q = carver.take<Word>(rows * dim_ld / kPer);
+    dout = carver.take<Word>(rows * value_ld / kPer);
+    q_right = kPer == 1 ? q : carver.take<Word>(rows * dim_ld / kPer);
+    dout_right = kPer == 1 ? dout : carver.take<Word>(rows * value_ld / kPer);
     kt = carver.take<Word>(kBlock * dim / kPer);
     vt = carver.take<Word>(kBlock * value_dim / kPer);
-    k_right = carver.take<Word>(kBlock * dim / kPer);
+    k_right = carver.take<Word>(kBlock * dim_ld / kPer);
     scores = carver.take<float>(kBlock * kBlock);
     dscores = carver.take<float>(kBlock * kBlock);
     if (kPer == 1) {
@@ -36,54 +37,61 @@ struct BackwardBuffers {
 };
 
 // Probabilities and score gradients of one block, in place; in bf16 also as the words of both products.
-template <class E, bool kDrop>
+template <class E, bool kDrop, bool kCap>
 MSK_INLINE void score_gradients(const AttentionProblem& p, const AttentionSequence& s, const Scores& scores,
                                 const BlockSpans& spans, BackwardBuffers<E>& b, std::uint64_t key,
                                 std::int64_t i0, std::int64_t live, std::int64_t k0, std::int64_t width) {
   const vf index = lane_index();
-  const vf inverse_cap = splat(scores.cap == 0.0f ? 0.0f : 1.0f / scores.cap);
+  const vf inverse_cap = splat(kCap ? 1.0f / scores.cap : 0.0f);
   alignas(64) float keep[kBlock];
   const std::int64_t padded = round_up(live, kMR);
   for (std::int64_t r = 0; r < padded; ++r) {
     float* row = b.scores + r * kBlock;
     float* grad = b.dscores + r * kBlock;
     const Span block = r < live ? spans.rows[r / kMR] : Span{0, 0};
-    std::fill(row, row + block.begin, 0.0f);
-    std::fill(grad, grad + block.begin, 0.0f);
-    std::fill(row + block.end, row + kBlock, 0.0f);
-    std::fill(grad + block.end, grad + kBlock, 0.0f);
+    const auto clear = [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t c = begin; c < end; c += kW) {
+        store(row + c, vf{}, Full{});
+        store(grad + c, vf{}, Full{});
+      }
+    };
+    clear(0, block.begin);
+    clear(block.end, kBlock);
     if (block.empty()) continue;
-    Span own = visible_keys(p, s, i0 + r);
-    own = {std::clamp<std::int64_t>(own.begin - k0, 0, width),
-           std::clamp<std::int64_t>(own.end - k0, 0, width)};
-    const unsigned char* hidden = scores.mask ? scores.mask + (i0 + r) * scores.mask_row + k0 : nullptr;
-    const bool plain = !hidden && own.begin <= block.begin && own.end >= block.end;
+    const VisibleRow seen = visible_row(p, s, scores, block, i0 + r, k0, width);
     // A query without keys has log-sum-exp -inf; any finite value keeps its probabilities at 2^-inf = 0.
     // The difference is taken before the change of base: afterwards the rounding of the log-sum-exp would
     // show.
-    const float shift = b.lse[i0 + r] == -kInfinity ? 0.0f : b.lse[i0 + r];
-    const float delta = b.delta[i0 + r];
+    const vf shift = splat(b.lse[i0 + r] == -kInfinity ? 0.0f : b.lse[i0 + r]);
+    const vf delta = splat(b.delta[i0 + r]);
     if constexpr (kDrop) draw_keep(key, i0 + r, k0 / kBlock, p.drop, keep);
-    for (std::int64_t c = block.begin; c < block.end; c += kW) {
-      const vf score = scores.value(load(row + c, Full{}));
-      vf x = score;
-      if (!plain) x = hide(x, c, own, hidden, index);
-      const vf prob = exp2((x - shift) * kLog2E);
-      vf dprob = load(grad + c, Full{});
-      vf used = prob;
-      if constexpr (kDrop) {
-        const vf kept = load(keep + c, Full{});
-        dprob *= kept;
-        used *= kept;
+    const auto sweep = [&](auto plain) {
+      for (std::int64_t c = block.begin; c < block.end; c += kW) {
+        vf score{}, x;
+        if constexpr (kCap || !plain.value) {
+          score = scores.value(load(row + c, Full{}));
+          x = (plain.value ? score : hide(score, c, seen.own, seen.hidden, index)) - shift;
+        } else {
+          x = fma(load(row + c, Full{}), splat(scores.scale), -shift);
+        }
+        const vf prob = exp2(x * kLog2E);
+        vf dprob = load(grad + c, Full{});
+        vf used = prob;
+        if constexpr (kDrop) {
+          const vf kept = load(keep + c, Full{});
+          dprob *= kept;
+          used *= kept;
+        }
+        vf dscore = prob * (dprob - delta);
+        if constexpr (kCap) {
+          const vf t = score * inverse_cap;
+          dscore *= 1.0f - t * t;
+        }
+        store(row + c, used, Full{});
+        store(grad + c, dscore, Full{});
       }
-      vf dscore = prob * (dprob - delta);
-      if (scores.cap != 0.0f) {
-        const vf t = score * inverse_cap;
-        dscore *= 1.0f - t * t;
-      }
-      store(row + c, used, Full{});
-      store(grad + c, dscore, Full{});
-    }
+    };
+    choose(seen.plain, sweep);
   }
   if constexpr (E::kPerWord == 2) {
     auto* ds = reinterpret_cast<bf16*>(b.ds_word);
@@ -105,11 +113,14 @@ MSK_INLINE void score_gradients(const AttentionProblem& p, const AttentionSequen
   }
 }
 
+inline constexpr std::int64_t kSummed = kBlock / 2;  // a multiple of kMR
+
 // Gradients that one task makes, and where its log-sum-exp and delta are.
 struct BackwardViews {
   AttentionView q, k, v, o, dout, dq, dk, dv;
   const float *lse, *dlse;
   std::int64_t lse_batch, lse_head;
+  bool past_cache = false;  // the gradients are written past the cache
 };
 
 template <class E, class T>
@@ -119,23 +130,25 @@ inline void backward_head(const AttentionProblem& p, const BackwardViews& views,
   const AttentionSequence& s = p.sequences[static_cast<std::size_t>(sequence)];
   const std::int64_t dim = round_up(p.dim, kW), value_dim = round_up(p.value_dim, kW);
   const std::int64_t words = dim / kPer, value_words = value_dim / kPer;
+  const std::int64_t dim_ld = leading(dim), value_ld = leading(value_dim);
   const std::int64_t kv_head = head / (p.heads / p.kv_heads);
   const auto at = [&](const AttentionView& view, std::int64_t row, std::int64_t h) {
     return as<T>(view.data) + s.batch * view.batch + row * view.row + h * view.head;
   };
   const std::int64_t rows = round_up(s.q_len, kBlock);
-  pack_rows<E, T>(at(views.q, s.q_begin, head), views.q.row, s.q_len, p.dim, b.q, rows, dim);
+  pack_rows<E, T>(at(views.q, s.q_begin, head), views.q.row, s.q_len, p.dim, b.q, rows, dim_ld);
   const T* dout = at(views.dout, s.q_begin, head);
-  pack_rows<E, T>(dout, views.dout.row, s.q_len, p.value_dim, b.dout, rows, value_dim);
+  pack_rows<E, T>(dout, views.dout.row, s.q_len, p.value_dim, b.dout, rows, value_ld);
   if (kPer > 1) {
-    pack_right<E, T>(at(views.q, s.q_begin, head), views.q.row, s.q_len, p.dim, b.q_right, rows, dim);
-    pack_right<E, T>(dout, views.dout.row, s.q_len, p.value_dim, b.dout_right, rows, value_dim);
+    pack_right<E, T>(at(views.q, s.q_begin, head), views.q.row, s.q_len, p.dim, b.q_right, rows, dim_ld);
+    pack_right<E, T>(dout, views.dout.row, s.q_len, p.value_dim, b.dout_right, rows, value_ld);
   }
   const std::int64_t first = s.batch * views.lse_batch + head * views.lse_head + s.q_begin;
   for (std::int64_t i = 0; i < s.q_len; ++i) {
     const T* o = at(views.o, s.q_begin + i, head);
     vf sum{};
     each_vector(p.value_dim, [&](std::int64_t c, auto n) {
+      prefetch(o + kRowsAhead * views.o.row + c, n);
       sum = fma(load(dout + i * views.dout.row + c, n), load(o + c, n), sum);
     });
     b.delta[i] = hsum(sum) - (views.dlse ? views.dlse[first + i] : 0.0f);
@@ -155,35 +168,43 @@ inline void backward_head(const AttentionProblem& p, const BackwardViews& views,
       if (!packed) {
         const T* k = at(views.k, s.k_begin + k0, kv_head);
         pack_transposed<E, T>(k, views.k.row, width, p.dim, b.kt, kBlock, dim);
-        pack_right<E, T>(k, views.k.row, width, p.dim, b.k_right, kBlock, dim);
+        pack_right<E, T>(k, views.k.row, width, p.dim, b.k_right, kBlock, dim_ld);
         pack_transposed<E, T>(at(views.v, s.k_begin + k0, kv_head), views.v.row, width, p.value_dim, b.vt,
                               kBlock, value_dim);
         packed = true;
       }
-      multiply_scores<E>(b.q + i0 * words, {b.kt, kPanel, kPanel * words}, words, spans, padded, b.scores);
-      multiply_scores<E>(b.dout + i0 * value_words, {b.vt, kPanel, kPanel * value_words}, value_words, spans,
-                         padded, b.dscores);
+      multiply_scores<E>(b.q + i0 * dim_ld / kPer, dim_ld / kPer, {b.kt, kPanel, kPanel * words}, words, spans,
+                         padded, b.scores);
+      multiply_scores<E>(b.dout + i0 * value_ld / kPer, value_ld / kPer, {b.vt, kPanel, kPanel * value_words},
+                         value_words, spans, padded, b.dscores);
       choose(p.drop > 0, [&](auto drop) {
-        score_gradients<E, drop.value>(p, s, scores, spans, b, key, i0, live, k0, width);
+        choose(scores.cap != 0.0f, [&](auto cap) {
+          score_gradients<E, drop.value, cap.value>(p, s, scores, spans, b, key, i0, live, k0, width);
+        });
       });
-      // Query rows that see any key of a group of kMR keys; the rest of their column is zero.
-      const auto seen_by = [&](std::int64_t key_row, std::int64_t) {
-        std::int64_t low = padded, high = 0;
-        for (std::int64_t r = 0; r < padded; r += kMR) {
-          const Span span = spans.rows[r / kMR];
-          if (key_row < span.end && key_row + kMR > span.begin) {
-            low = std::min(low, r);
-            high = r + kMR;
+      // In parts of kSummed rows: the rounding of longer sums would exceed torch's.
+      for (std::int64_t first = 0; first < padded; first += kSummed) {
+        // Query rows that see any key of a group of kMR keys; the rest of their column is zero.
+        const auto seen_by = [&](std::int64_t key_row, std::int64_t) {
+          const std::int64_t last = std::min(padded, first + kSummed);
+          std::int64_t low = last, high = 0;
+          for (std::int64_t r = first; r < last; r += kMR) {
+            const Span span = spans.rows[r / kMR];
+            if (key_row < span.end && key_row + kMR > span.begin) {
+              low = std::min(low, r);
+              high = r + kMR;
+            }
           }
-        }
-        return Span{low / kPer, high / kPer};
-      };
-      multiply<E, true>(kBlock, value_dim, b.p_word, kBlock,
-                        Right<E>{b.dout_right + i0 * value_words, value_dim, kPanel}, b.dv + k0 * value_dim,
-                        value_dim, true, seen_by);
-      multiply<E, true>(kBlock, dim, b.ds_column, kBlock, Right<E>{b.q_right + i0 * words, dim, kPanel},
-                        b.dk + k0 * dim, dim, true, seen_by);
-      multiply<E, false>(padded, dim, b.ds_word, kBlock / kPer, Right<E>{b.k_right, dim, kPanel},
+          return Span{low / kPer, high / kPer};
+        };
+        multiply<E, true>(kBlock, value_dim, b.p_word, kBlock,
+                          Right<E>{b.dout_right + i0 * value_ld / kPer, value_ld, kPanel},
+                          b.dv + k0 * value_dim, value_dim, true, seen_by);
+        multiply<E, true>(kBlock, dim, b.ds_column, kBlock,
+                          Right<E>{b.q_right + i0 * dim_ld / kPer, dim_ld, kPanel}, b.dk + k0 * dim, dim,
+                          true, seen_by);
+      }
+      multiply<E, false>(padded, dim, b.ds_word, kBlock / kPer, Right<E>{b.k_right, dim_ld, kPanel},
                          b.dq + i0 * dim, dim, true, [&](std::int64_t row, std::int64_t) {
                            const Span span = spans.rows[row / kMR];
                            return Span{span.begin / kPer, span.end / kPer};
@@ -193,7 +214,7 @@ inline void backward_head(const AttentionProblem& p, const BackwardViews& views,
   const float scale = static_cast<float>(p.scale);
   for (std::int64_t i = 0; i < s.q_len; ++i) {
     T* out = at(views.dq, s.q_begin + i, head);
-    each_vector(p.dim,
-                [&](std::int64_t c, auto n) { store(out + c, load(b.dq + i * dim + c, Full{}) * scale, n); });
+    map_lines(out, p.dim, views.past_cache,
+              [&](std::int64_t c, auto n) { return load_as<T>(b.dq + i * dim + c, n) * scale; });
   }
 }

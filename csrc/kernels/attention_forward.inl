@@ -10,7 +10,7 @@ struct ForwardBuffers {
     const std::int64_t keys = round_up(k_len, kBlock);
     q = carver.take<Word>(kBlock * dim / E::kPerWord);
     kt = carver.take<Word>(keys * dim / E::kPerWord);
-    v = carver.take<Word>(keys * value_dim / E::kPerWord);
+    v = carver.take<Word>(keys * leading(value_dim) / E::kPerWord);
     weights = E::kPerWord == 1 ? nullptr : carver.take<Word>(kBlock * kBlock / E::kPerWord);
     scores = carver.take<float>(kBlock * kBlock);
     sums = carver.take<float>(kBlock * kW);
@@ -27,54 +27,74 @@ MSK_INLINE void online_softmax(const AttentionProblem& p, const AttentionSequenc
                                std::int64_t value_dim) {
   const vf index = lane_index();
   alignas(64) float keep[kBlock];
-  for (std::int64_t r = 0; r < live; ++r) {
-    const Span block = spans.rows[r / kMR];
+  // A step of one row waits for its reductions; kMR rows take each step together, so that others go on.
+  for (std::int64_t r0 = 0; r0 < live; r0 += kMR) {
+    const Span block = spans.rows[r0 / kMR];
     if (block.empty()) continue;
-    Span own = visible_keys(p, s, i0 + r);
-    own = {std::clamp<std::int64_t>(own.begin - k0, 0, width),
-           std::clamp<std::int64_t>(own.end - k0, 0, width)};
-    float* row = b.scores + r * kBlock;
-    const unsigned char* hidden = scores.mask ? scores.mask + (i0 + r) * scores.mask_row + k0 : nullptr;
-    const bool plain = !hidden && own.begin <= block.begin && own.end >= block.end;
-    vf best = splat(-kInfinity);
-    for (std::int64_t c = block.begin; c < block.end; c += kW) {
-      vf x = scores.value(load(row + c, Full{}));
-      if (!plain) x = hide(x, c, own, hidden, index);
-      store(row + c, x, Full{});
-      best = max_or_second(x, best);
-    }
-    const float before = b.top[r];
-    const float peak = std::max(before, lane_max(best));
-    const vf shift = splat(peak == -kInfinity ? 0.0f : peak);
-    if constexpr (kDrop) draw_keep(key, i0 + r, k0 / kBlock, p.drop, keep);
-    vf total{};
-    for (std::int64_t c = block.begin; c < block.end; c += kW) {
-      vf e = exp2(load(row + c, Full{}) - shift);
-      total += e;
-      if constexpr (kDrop) e *= load(keep + c, Full{});
-      if constexpr (E::kPerWord == 1) {
-        store(row + c, e, Full{});
-      } else {
-        store(reinterpret_cast<bf16*>(b.weights) + r * kBlock + c, e, Full{});
+    const auto count = static_cast<int>(std::min<std::int64_t>(kMR, live - r0));
+    vf best[kMR];
+    float factor[kMR], before[kMR];  // what turns the numbers in the block into scores
+    for (int j = 0; j < count; ++j) {
+      const std::int64_t r = r0 + j;
+      const VisibleRow seen = visible_row(p, s, scores, block, i0 + r, k0, width);
+      float* row = b.scores + r * kBlock;
+      vf top = splat(-kInfinity);
+      if (seen.plain && scores.cap == 0.0f && scores.scale > 0.0f) {
+        for (std::int64_t c = block.begin; c < block.end; c += kW)
+          top = max_or_second(load(row + c, Full{}), top);
+        best[j] = top * scores.scale;
+        factor[j] = scores.scale;
+        continue;
       }
+      for (std::int64_t c = block.begin; c < block.end; c += kW) {
+        vf x = scores.value(load(row + c, Full{}));
+        if (!seen.plain) x = hide(x, c, seen.own, seen.hidden, index);
+        store(row + c, x, Full{});
+        top = max_or_second(x, top);
+      }
+      best[j] = top;
+      factor[j] = 1.0f;
     }
-    if (peak != before && before != -kInfinity) {
-      const vf shrink = exp2(splat(before - peak));
-      total = fma(load(b.sums + r * kW, Full{}), shrink, total);
-      float* out = b.out + r * value_dim;
-      for (std::int64_t c = 0; c < value_dim; c += kW) store(out + c, load(out + c, Full{}) * shrink, Full{});
-    } else {
-      total += load(b.sums + r * kW, Full{});
+    for (int j = 0; j < count; ++j) {
+      before[j] = b.top[r0 + j];
+      b.top[r0 + j] = std::max(before[j], lane_max(best[j]));
     }
-    store(b.sums + r * kW, total, Full{});
-    b.top[r] = peak;
+    for (int j = 0; j < count; ++j) {
+      const std::int64_t r = r0 + j;
+      const float peak = b.top[r];
+      float* row = b.scores + r * kBlock;
+      const vf shift = splat(peak == -kInfinity ? 0.0f : peak), scale = splat(factor[j]);
+      if constexpr (kDrop) draw_keep(key, i0 + r, k0 / kBlock, p.drop, keep);
+      vf total{};
+      for (std::int64_t c = block.begin; c < block.end; c += kW) {
+        vf e = exp2(fma(load(row + c, Full{}), scale, -shift));
+        total += e;
+        if constexpr (kDrop) e *= load(keep + c, Full{});
+        if constexpr (E::kPerWord == 1) {
+          store(row + c, e, Full{});
+        } else {
+          store(reinterpret_cast<bf16*>(b.weights) + r * kBlock + c, e, Full{});
+        }
+      }
+      if (peak != before[j] && before[j] != -kInfinity) {
+        const vf shrink = exp2(splat(before[j] - peak));
+        total = fma(load(b.sums + r * kW, Full{}), shrink, total);
+        float* out = b.out + r * value_dim;
+        for (std::int64_t c = 0; c < value_dim; c += kW)
+          store(out + c, load(out + c, Full{}) * shrink, Full{});
+      } else {
+        total += load(b.sums + r * kW, Full{});
+      }
+      store(b.sums + r * kW, total, Full{});
+    }
   }
 }
 
 template <class E, class T>
 inline void forward_task(const AttentionProblem& p, std::int64_t sequence, std::int64_t head, Span rows,
                          const AttentionView& q, const AttentionView& k, const AttentionView& v,
-                         const AttentionView& o, float* lse, std::int64_t lse_batch, std::int64_t lse_head) {
+                         const AttentionView& o, bool past_cache, float* lse, std::int64_t lse_batch,
+                         std::int64_t lse_head) {
   using Word = typename E::Word;
   const AttentionSequence& s = p.sequences[static_cast<std::size_t>(sequence)];
   const std::int64_t dim = round_up(p.dim, kW), value_dim = round_up(p.value_dim, kW);
@@ -94,7 +114,7 @@ inline void forward_task(const AttentionProblem& p, std::int64_t sequence, std::
     pack_transposed<E, T>(at(k, s.k_begin + k0, kv_head), k.row, width, p.dim, b.kt + k0 * words, kBlock,
                           dim);
     pack_right<E, T>(at(v, s.k_begin + k0, kv_head), v.row, width, p.value_dim,
-                     b.v + k0 * value_dim / E::kPerWord, kBlock, value_dim);
+                     b.v + k0 * leading(value_dim) / E::kPerWord, kBlock, leading(value_dim));
   }
 
   const Scores scores = scores_of(p, s, head, kLog2E);
@@ -111,13 +131,13 @@ inline void forward_task(const AttentionProblem& p, std::int64_t sequence, std::
       const std::int64_t width = std::min(kBlock, s.k_len - k0);
       const BlockSpans spans = spans_of(p, s, i0, live, k0, width);
       if (!spans.any) continue;
-      multiply_scores<E>(b.q, {b.kt + k0 * words, kPanel, kPanel * words}, words, spans, padded, b.scores);
+      multiply_scores<E>(b.q, words, {b.kt + k0 * words, kPanel, kPanel * words}, words, spans, padded, b.scores);
       choose(p.drop > 0, [&](auto drop) {
         online_softmax<E, drop.value>(p, s, scores, spans, b, key, i0, live, k0, width, value_dim);
       });
       multiply<E, false>(padded, value_dim, weights, kBlock / E::kPerWord,
-                         Right<E>{b.v + k0 * value_dim / E::kPerWord, value_dim, kPanel}, b.out, value_dim,
-                         true, [&](std::int64_t row, std::int64_t) {
+                         Right<E>{b.v + k0 * leading(value_dim) / E::kPerWord, leading(value_dim), kPanel},
+                         b.out, value_dim, true, [&](std::int64_t row, std::int64_t) {
                            const Span span = spans.rows[row / kMR];
                            return Span{span.begin / E::kPerWord, span.end / E::kPerWord};
                          });
@@ -127,8 +147,8 @@ inline void forward_task(const AttentionProblem& p, std::int64_t sequence, std::
       // A query that sees no key gets zeros, and minus infinity as log-sum-exp.
       const float inverse = b.top[r] == -kInfinity && total == 0.0f ? 0.0f : 1.0f / total;
       T* out = at(o, s.q_begin + i0 + r, head);
-      each_vector(p.value_dim, [&](std::int64_t c, auto n) {
-        store(out + c, load(b.out + r * value_dim + c, Full{}) * inverse, n);
+      map_lines(out, p.value_dim, past_cache, [&](std::int64_t c, auto n) {
+        return load_as<T>(b.out + r * value_dim + c, n) * inverse;
       });
       lse[s.batch * lse_batch + head * lse_head + s.q_begin + i0 + r] =
           inverse == 0.0f && total == 0.0f ? -kInfinity
@@ -136,4 +156,5 @@ inline void forward_task(const AttentionProblem& p, std::int64_t sequence, std::
                                                                 std::log(static_cast<double>(total)));
     }
   }
+  if (past_cache) stream_fence();
 }

@@ -1,12 +1,16 @@
 // What forward and backward of attention share: which keys a query sees, dropout, scores of a block.
 #include "kernels/tile.inl"
 
-inline constexpr std::int64_t kBlock = 96;  // a multiple of kMR and kPanel at every level
+inline constexpr std::int64_t kBlock = 192;  // a multiple of kMR and kPanel at every level; a register block's sums are carried once per block
 inline constexpr float kLog2E = 1.44269504088896341f;
 inline constexpr double kLn2 = 0.69314718055994531;
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 MSK_INLINE std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
+
+// Distance of the rows of a packed right operand of `dim` columns. One register more than the columns: rows a
+// power of 2 apart would share a few sets of the first-level cache.
+MSK_INLINE std::int64_t leading(std::int64_t dim) { return dim + kW; }
 
 MSK_INLINE vf lane_index() {
   vf index;
@@ -150,6 +154,22 @@ MSK_INLINE vf hide(vf x, std::int64_t c, Span span, const unsigned char* hidden,
   return x;
 }
 
+// What of the columns `block` a query row sees: all (plain), or `own` less what `hidden` marks.
+struct VisibleRow {
+  Span own;
+  const unsigned char* hidden;
+  bool plain;
+};
+
+MSK_INLINE VisibleRow visible_row(const AttentionProblem& p, const AttentionSequence& s, const Scores& scores,
+                                  Span block, std::int64_t i, std::int64_t k0, std::int64_t width) {
+  const Span keys = visible_keys(p, s, i);
+  const Span own{std::clamp<std::int64_t>(keys.begin - k0, 0, width),
+                 std::clamp<std::int64_t>(keys.end - k0, 0, width)};
+  const unsigned char* hidden = scores.mask ? scores.mask + i * scores.mask_row + k0 : nullptr;
+  return {own, hidden, !hidden && own.begin <= block.begin && own.end >= block.end};
+}
+
 MSK_INLINE Span to_vectors(Span s) { return {s.begin / kW * kW, round_up(s.end, kW)}; }
 
 // Key-wise limits of one block: for each group of kMR query rows the columns that any of them sees.
@@ -174,9 +194,9 @@ MSK_INLINE BlockSpans spans_of(const AttentionProblem& p, const AttentionSequenc
 }
 
 template <class E>
-MSK_INLINE void multiply_scores(const typename E::Word* left, Right<E> right, std::int64_t words,
-                                const BlockSpans& spans, std::int64_t rows, float* out) {
-  multiply<E, false>(rows, kBlock, left, words, right, out, kBlock, false,
+MSK_INLINE void multiply_scores(const typename E::Word* left, std::int64_t ld, Right<E> right,
+                                std::int64_t words, const BlockSpans& spans, std::int64_t rows, float* out) {
+  multiply<E, false>(rows, kBlock, left, ld, right, out, kBlock, false,
                      [&](std::int64_t row, std::int64_t col) {
                        const Span span = spans.rows[row / kMR];
                        return Span{0, col < span.end && col + kPanel > span.begin ? words : 0};

@@ -120,6 +120,9 @@ MSK_INLINE void multiply(std::int64_t rows, std::int64_t cols, const typename E:
 // `rows` rows of `cols` elements, `stride` elements apart, become `padded_rows` rows of `padded_cols`
 // elements, zero beyond the source. padded_cols is a multiple of kW, hence of E::kPerWord.
 
+// Rows that are asked for ahead of their turn, as rows may lie on pages of their own.
+inline constexpr std::int64_t kRowsAhead = 4;
+
 // Row-major words along the columns: the left operand.
 template <class E, class T>
 inline void pack_rows(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t cols,
@@ -129,7 +132,10 @@ inline void pack_rows(const T* from, std::int64_t stride, std::int64_t rows, std
     auto* out = to + r * width;
     if constexpr (E::kPerWord == 1) {
       std::fill(out + cols, out + padded_cols, 0.0f);
-      each_vector(cols, [&](std::int64_t i, auto n) { store(out + i, load(from + r * stride + i, n), n); });
+      each_vector(cols, [&](std::int64_t i, auto n) {
+        prefetch(from + (r + kRowsAhead) * stride + i, n);
+        store(out + i, load(from + r * stride + i, n), n);
+      });
     } else {
       std::memset(out, 0, static_cast<std::size_t>(width) * 4);
       std::memcpy(out, from + r * stride, static_cast<std::size_t>(cols) * 2);
@@ -204,6 +210,7 @@ inline void pack_transposed(const T* from, std::int64_t stride, std::int64_t row
     for (std::int64_t w0 = 0; w0 < width; w0 += kW) {
       vf square[kW];
       for (int r = 0; r < kW; ++r) {
+        prefetch(from + (r0 + kW + r) * stride + w0 * E::kPerWord, Full{});
         square[r] = r0 + r < rows ? word_lanes<E>(from + (r0 + r) * stride, w0, cols) : vf{};
       }
       transpose(square);

@@ -260,23 +260,26 @@ MSK_INLINE void store1(f16* p, float x) { p->bits = std::bit_cast<std::uint16_t>
 
 // ---- reductions within a vector -------------------------------------------------------------------------
 
-MSK_INLINE float hsum(vf x) {
-  float part[kW];
-  std::memcpy(part, &x, sizeof(part));
-  for (int half = kW / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) part[i] += part[i + half];
+// Combines the lanes by f in pairs: i and i + kHalf first.
+template <int kHalf = kW / 2, class F>
+MSK_INLINE float fold_lanes(vf x, F&& f) {
+  vi other;
+  for (int i = 0; i < kW; ++i) other[i] = i ^ kHalf;
+  x = f(x, __builtin_shuffle(x, other));
+  if constexpr (kHalf > 1) {
+    return fold_lanes<kHalf / 2>(x, f);
+  } else {
+    return x[0];
   }
-  return part[0];
+}
+
+MSK_INLINE float hsum(vf x) {
+  return fold_lanes(x, [](vf a, vf b) { return a + b; });
 }
 
 // Largest lane; for lanes without NaN.
 MSK_INLINE float lane_max(vf x) {
-  float part[kW];
-  std::memcpy(part, &x, sizeof(part));
-  for (int half = kW / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) part[i] = std::max(part[i], part[i + half]);
-  }
-  return part[0];
+  return fold_lanes(x, [](vf a, vf b) { return a > b ? a : b; });
 }
 
 // Elementwise maximum; NaN in either argument gives NaN.
