@@ -19,7 +19,7 @@ struct Logistic {
   explicit MSK_INLINE Logistic(vf minus_z) : e(power(minus_z)), value(reciprocal(1.0f + e)) {}
   static MSK_INLINE vf power(vf x) {
     if constexpr (sizeof(T) == 2) {
-      return exp2_rough(x, all_live());
+      return exp2_rough<T>(x, all_live());
     } else {
       return exp(x);
     }
@@ -171,14 +171,17 @@ inline void activation_forward(int activation, Ptr x, Ptr bias, Ptr y, std::int6
     }
     const bool past_cache = should_stream(rows * cols * static_cast<std::int64_t>(sizeof(T)));
     visit_activation(activation, [&](auto act) {
-      parallel_tiles(rows, cols, sizeof(T), past_cache, [&](std::int64_t r, std::int64_t first, std::int64_t width) {
-        const T* in = as<const T>(x) + r * cols + first;
-        T* out = as<T>(y) + r * cols + first;
-        const float* add = bias ? b.data() + first : nullptr;
-        map_lines<kTiesAway>(out, width, past_cache, [&](std::int64_t i, auto n) {
-          const vf v = load_ahead(in + i, n);
-          return act.template value<T>(add ? v + load(add + i, n) : v);
-        });
+      choose(bias != 0, [&](auto biased) {
+        parallel_tiles(rows, cols, sizeof(T), past_cache,
+                       [&](std::int64_t r, std::int64_t first, std::int64_t width) {
+                         const T* in = as<const T>(x) + r * cols + first;
+                         const float* add = b.data() + first;
+                         T* out = as<T>(y) + r * cols + first;
+                         map_lines<kTiesAway>(out, width, past_cache, [&](std::int64_t i, auto n) {
+                           const vf v = load_ahead(in + i, n);
+                           return act.template value<T>(biased.value ? v + load(add + i, n) : v);
+                         });
+                       });
       });
     });
   });
@@ -196,23 +199,25 @@ inline void activation_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr dx,
     }
     const bool past_cache = should_stream(rows * cols * static_cast<std::int64_t>(sizeof(T)));
     visit_activation(activation, [&](auto act) {
-      const auto tile = [&](std::int64_t r, std::int64_t first, std::int64_t width, float* sums) {
+      const auto tile = [&](auto biased, std::int64_t r, std::int64_t first, std::int64_t width,
+                            float* sums) {
         const std::int64_t at = r * cols + first;
-        const float* add = bias ? b.data() + first : nullptr;
+        const float* add = b.data() + first;
         map_lines<kTiesAway>(as<T>(dx) + at, width, past_cache, [&](std::int64_t i, auto n) {
           // The next row of a tile lies on other pages, which the CPU's own prefetchers do not cross.
           prefetch(as<const T>(x) + at + cols + i, n);
           prefetch(as<const T>(dy) + at + cols + i, n);
           vf v = load(as<const T>(x) + at + i, n);
-          if (add) v += load(add + i, n);
+          if constexpr (biased.value) v += load(add + i, n);
           const vf d = load(as<const T>(dy) + at + i, n) * act.template slope<T>(v).slope;
-          if (sums) store(sums + i, load(sums + i, n) + d, n);
+          if constexpr (biased.value) store(sums + i, load(sums + i, n) + d, n);
           return d;
         });
       };
-      if (!dbias) {
-        parallel_tiles(rows, cols, sizeof(T), past_cache,
-                       [&](auto r, auto first, auto width) { tile(r, first, width, nullptr); });
+      if (!bias) {
+        parallel_tiles(rows, cols, sizeof(T), past_cache, [&](auto r, auto first, auto width) {
+          tile(std::false_type{}, r, first, width, nullptr);
+        });
         return;
       }
       const RowParts split = split_rows(rows, cols, 2 * cols * static_cast<std::int64_t>(sizeof(T)));
@@ -224,7 +229,7 @@ inline void activation_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr dx,
         for (std::int64_t first = 0; first < cols; first += kWidth) {
           const std::int64_t width = std::min(kWidth, cols - first);
           for (std::int64_t r = begin; r < end; ++r) {
-            tile(r, first, width, sums + first);
+            tile(std::true_type{}, r, first, width, sums + first);
             bias_sums.end_row(begin, r, end, first, width);
           }
         }
@@ -293,7 +298,8 @@ inline void glu_forward(int activation, Ptr x, Ptr bias, Ptr weights, Ptr y, std
     visit_activation(activation, [&](auto act) {
       choose(!bias && gating.nothing(), [&](auto plain) {
         parallel_tiles(
-            rows, half, 2 * sizeof(T), past_cache, [&](std::int64_t r, std::int64_t first, std::int64_t width) {
+            rows, half, 2 * sizeof(T), past_cache,
+            [&](std::int64_t r, std::int64_t first, std::int64_t width) {
               const T* in = as<const T>(x) + r * 2 * half + first;
               const float* add = bias ? b.data() + first : nullptr;
               const GatedRow<T, plain.value> row{in, in + half, add, add ? add + half : nullptr, gating};
@@ -309,8 +315,8 @@ inline void glu_forward(int activation, Ptr x, Ptr bias, Ptr weights, Ptr y, std
   });
 }
 
-// Gradients of glu_forward: dx (rows, 2 * half); dbias in bias_dtype (2 * half) and dweights fp32 (rows) may be
-// absent.
+// Gradients of glu_forward: dx (rows, 2 * half); dbias in bias_dtype (2 * half) and dweights fp32 (rows) may
+// be absent.
 inline void glu_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr weights, Ptr dx, Ptr dbias,
                          Ptr dweights, std::int64_t rows, std::int64_t half, double linear_offset,
                          double clamp, int dtype, int bias_dtype) {

@@ -58,8 +58,8 @@ inline void attention_backward(const AttentionProblem& p, const AttentionView& q
                                const AttentionView& v, const AttentionView& o, const AttentionView& dout,
                                Ptr lse, Ptr dlse, std::int64_t lse_batch, std::int64_t lse_head,
                                const AttentionView& dq, const AttentionView& dk, const AttentionView& dv) {
-  BackwardViews views{q,   k,   v,  o,   dout, dq, dk, dv, as<const float>(lse), as<const float>(dlse), lse_batch,
-                      lse_head};
+  BackwardViews views{q,         k,       v, o, dout, dq, dk, dv, as<const float>(lse), as<const float>(dlse),
+                      lse_batch, lse_head};
   const std::int64_t group = p.heads / p.kv_heads;
   const auto tasks = static_cast<std::int64_t>(p.sequences.size()) * p.kv_heads;
   visit_engine(p, [&](auto engine, auto tag) {

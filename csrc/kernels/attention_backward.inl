@@ -173,8 +173,8 @@ inline void backward_head(const AttentionProblem& p, const BackwardViews& views,
                               kBlock, value_dim);
         packed = true;
       }
-      multiply_scores<E>(b.q + i0 * dim_ld / kPer, dim_ld / kPer, {b.kt, kPanel, kPanel * words}, words, spans,
-                         padded, b.scores);
+      multiply_scores<E>(b.q + i0 * dim_ld / kPer, dim_ld / kPer, {b.kt, kPanel, kPanel * words}, words,
+                         spans, padded, b.scores);
       multiply_scores<E>(b.dout + i0 * value_ld / kPer, value_ld / kPer, {b.vt, kPanel, kPanel * value_words},
                          value_words, spans, padded, b.dscores);
       choose(p.drop > 0, [&](auto drop) {

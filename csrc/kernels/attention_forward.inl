@@ -131,7 +131,8 @@ inline void forward_task(const AttentionProblem& p, std::int64_t sequence, std::
       const std::int64_t width = std::min(kBlock, s.k_len - k0);
       const BlockSpans spans = spans_of(p, s, i0, live, k0, width);
       if (!spans.any) continue;
-      multiply_scores<E>(b.q, words, {b.kt + k0 * words, kPanel, kPanel * words}, words, spans, padded, b.scores);
+      multiply_scores<E>(b.q, words, {b.kt + k0 * words, kPanel, kPanel * words}, words, spans, padded,
+                         b.scores);
       choose(p.drop > 0, [&](auto drop) {
         online_softmax<E, drop.value>(p, s, scores, spans, b, key, i0, live, k0, width, value_dim);
       });
@@ -147,9 +148,8 @@ inline void forward_task(const AttentionProblem& p, std::int64_t sequence, std::
       // A query that sees no key gets zeros, and minus infinity as log-sum-exp.
       const float inverse = b.top[r] == -kInfinity && total == 0.0f ? 0.0f : 1.0f / total;
       T* out = at(o, s.q_begin + i0 + r, head);
-      map_lines(out, p.value_dim, past_cache, [&](std::int64_t c, auto n) {
-        return load_as<T>(b.out + r * value_dim + c, n) * inverse;
-      });
+      map_lines(out, p.value_dim, past_cache,
+                [&](std::int64_t c, auto n) { return load_as<T>(b.out + r * value_dim + c, n) * inverse; });
       lse[s.batch * lse_batch + head * lse_head + s.q_begin + i0 + r] =
           inverse == 0.0f && total == 0.0f ? -kInfinity
                                            : static_cast<float>(static_cast<double>(b.top[r]) * kLn2 +

@@ -1,7 +1,8 @@
 // What forward and backward of attention share: which keys a query sees, dropout, scores of a block.
 #include "kernels/tile.inl"
 
-inline constexpr std::int64_t kBlock = 192;  // a multiple of kMR and kPanel at every level; a register block's sums are carried once per block
+inline constexpr std::int64_t kBlock =
+    192;  // a multiple of kMR and kPanel at every level; a register block's sums are carried once per block
 inline constexpr float kLog2E = 1.44269504088896341f;
 inline constexpr double kLn2 = 0.69314718055994531;
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();

@@ -5,10 +5,10 @@ struct RowParts {
   std::int64_t rows, cols, block, parts;
 };
 
-// At most 64 parts, none smaller than a task; fewer where a part would have fewer than 16 rows, as adding up
+// At most 32 parts, none smaller than a task; fewer where a part would have fewer than 16 rows, as adding up
 // parts costs as much as adding up rows.
 inline RowParts split_rows(std::int64_t rows, std::int64_t cols, std::int64_t bytes_per_row) {
-  constexpr std::int64_t kMaxParts = 64, kFewParts = 8, kFewRows = 16;
+  constexpr std::int64_t kMaxParts = 32, kFewParts = 8, kFewRows = 16;
   const auto rows_of = [&](std::int64_t parts) { return (rows + parts - 1) / parts; };
   const std::int64_t block =
       std::max({rows_per_task(bytes_per_row), rows_of(kMaxParts), std::min(kFewRows, rows_of(kFewParts))});
@@ -28,7 +28,7 @@ class ColumnSums {
   // part is started once, by the thread that fills it.
   float* start(std::int64_t begin) {
     if (!data_) return nullptr;
-    std::fill_n(part(begin), 2 * split_.cols, 0.0f);
+    std::fill_n(part(begin), split_.cols, 0.0f);
     return part(begin);
   }
 
@@ -40,9 +40,11 @@ class ColumnSums {
     if (!data_ || ((r - begin + 1) % kGroup != 0 && r + 1 != end)) return;
     float* from = part(begin) + first;
     float* to = from + split_.cols;
+    const bool first_group = r < begin + kGroup, last_group = r + 1 == end;
     each_vector(width, [&](std::int64_t i, auto n) {
-      store(to + i, load(to + i, n) + load(from + i, n), n);
-      store(from + i, vf{}, n);
+      const vf sum = load(from + i, n);
+      store(to + i, first_group ? sum : load(to + i, n) + sum, n);
+      if (!last_group) store(from + i, vf{}, n);
     });
   }
 

@@ -38,11 +38,14 @@ inline void cross_entropy_sums(Ptr logits, Ptr peak, Ptr target, Ptr sums, std::
         const T* row = as<const T>(logits) + r * cols;
         if (whole) as<float>(peak)[r] = row_max(row, cols);
         const float top = as<const float>(peak)[r];
+        float exps = 0.0f;
         vf plain{};
-        const float exps = sum_lines<T>(cols, [&](std::int64_t i, auto n) {
-          const vf v = load(row + i, n) - top;
-          if (smoothing) plain += fill_rest(v, 0.0f, n);
-          return fill_rest(exp_term(v), 0.0f, n);
+        choose(smoothing, [&](auto smooth) {
+          exps = sum_lines<T>(cols, [&](std::int64_t i, auto n) {
+            const vf v = load(row + i, n) - top;
+            if constexpr (smooth.value) plain += fill_rest(v, 0.0f, n);
+            return fill_rest(exp_term(v), 0.0f, n);
+          });
         });
         const std::int64_t id = as<const std::int64_t>(target)[r] - first;
         float* out = as<float>(sums) + r;
@@ -54,9 +57,9 @@ inline void cross_entropy_sums(Ptr logits, Ptr peak, Ptr target, Ptr sums, std::
   });
 }
 
-// loss[r] from the sums of the whole vocabulary; `share` of it, 0 without label smoothing, is that of every one
-// of the shard's cols columns. The logarithm is not left to torch: its library's threads would spin into the
-// kernels that follow.
+// loss[r] from the sums of the whole vocabulary; `share` of it, 0 without label smoothing, is that of every
+// one of the shard's cols columns. The logarithm is not left to torch: its library's threads would spin into
+// the kernels that follow.
 inline void cross_entropy_loss(Ptr sums, Ptr loss, std::int64_t rows, std::int64_t cols, double share) {
   const auto* found = as<const float>(sums);
   parallel_blocks(rows, 1024, [&](std::int64_t begin, std::int64_t end) {
@@ -82,8 +85,7 @@ inline void cross_entropy_grad(Ptr logits, Ptr peak, Ptr sum, Ptr target, Ptr gr
     visit(out_dtype, [&](auto out_tag) {
       using Out = decltype(out_tag);
       const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
-      const bool past_cache =
-          should_stream(rows * cols * static_cast<std::int64_t>(sizeof(Out)));
+      const bool past_cache = should_stream(rows * cols * static_cast<std::int64_t>(sizeof(Out)));
       parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {
           const T* row = as<const T>(logits) + r * cols;

@@ -46,7 +46,8 @@ inline void dropout_backward(Ptr dy, Ptr mask, Ptr dx, Ptr dbias, std::int64_t r
       for (std::int64_t r = begin; r < end; ++r) {
         map_lines(as<T>(dx) + r * cols, cols, past_cache, [&](std::int64_t i, auto n) {
           const std::int64_t at = r * cols + i;
-          const vf d = kept<T>(load_ahead(as<const T>(dy) + at, n) * factor, as<const std::uint8_t>(mask) + at, n);
+          const vf d =
+              kept<T>(load_ahead(as<const T>(dy) + at, n) * factor, as<const std::uint8_t>(mask) + at, n);
           if (sums) store(sums + i, load(sums + i, n) + d, n);
           return d;
         });

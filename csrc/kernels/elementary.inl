@@ -59,8 +59,8 @@ MSK_INLINE vf exp2(vf x) {
   return exp2_near(live, x - n, n);
 }
 
-// exp(x) for x <= 0 to be summed up with at least one 1: the error is 1e-7 of the value and 1e-8 of 1; 0 below
-// the normal numbers. NaN is kept.
+// exp(x) for x <= 0 to be summed up with at least one 1: the error is 1e-7 of the value and 1e-8 of 1; 0
+// below the normal numbers. NaN is kept.
 MSK_INLINE vf exp_term(vf x) {
   const Live live = not_below(x, -87.0f);
   x = only(live, x);
@@ -68,19 +68,27 @@ MSK_INLINE vf exp_term(vf x) {
   return exp2_near(live, fma(x, splat(1.44269504088896341f), -n), n);
 }
 
-// 2^x with a relative error of 2^-17, enough where the result is stored in 16 bits; 0 in lanes that are not
-// live, infinity from 128 on (outside AVX-512 2^126 from 126 on). NaN is kept in live lanes.
+// 2^x with a relative error of 2^-17 for a result that is stored in fp16, 2^-13.7 for one in bf16 (which
+// rounds by 2^-9 itself); 0 in lanes that are not live, infinity from 128 on (outside AVX-512 2^126 from 126
+// on). NaN is kept in live lanes.
+template <class T>
 MSK_INLINE vf exp2_rough(vf x, Live live) {
 #if !MSK_AVX512
   x = at_most(at_least(x, splat(-126.0f)), splat(126.0f));
 #endif
   const vf n = round_even(x);
   const vf f = x - n;
-  vf p = splat(9.78291221e-3f);
-  p = fma(p, f, splat(5.59768826e-2f));
-  p = fma(p, f, splat(2.40207106e-1f));
-  p = fma(p, f, splat(6.93113625e-1f));
-  p = fma(p, f, splat(1.0f));
+  vf p;
+  if constexpr (std::is_same_v<T, bf16>) {
+    p = fma(splat(5.517167e-2f), f, splat(2.4261113e-1f));
+    p = fma(p, f, splat(6.9326097e-1f));
+    p = fma(p, f, splat(9.9992806e-1f));
+  } else {
+    p = fma(splat(9.78291221e-3f), f, splat(5.59768826e-2f));
+    p = fma(p, f, splat(2.40207106e-1f));
+    p = fma(p, f, splat(6.93113625e-1f));
+    p = fma(p, f, splat(1.0f));
+  }
 #if MSK_AVX512
   return _mm512_maskz_scalef_ps(live, p, n);
 #else
@@ -89,15 +97,16 @@ MSK_INLINE vf exp2_rough(vf x, Live live) {
 }
 
 // exp(x) for x < 88, likewise; 0 below the normal numbers.
+template <class T>
 MSK_INLINE vf exp_rough(vf x) {
-  return exp2_rough(x * 1.44269504088896341f, not_below(x, -87.0f));
+  return exp2_rough<T>(x * 1.44269504088896341f, not_below(x, -87.0f));
 }
 
 // exp(x) for x < 88, as precise as a result of type T needs it.
 template <class T>
 MSK_INLINE vf exp_for(vf x) {
   if constexpr (sizeof(T) == 2) {
-    return exp_rough(x);
+    return exp_rough<T>(x);
   } else {
     return exp(x);
   }

@@ -80,9 +80,8 @@ inline void unary(int op, const Pointers& xs, const Pointers& ys, const Sizes& s
       const Span span = spans[static_cast<std::size_t>(s)];
       const T* x = element<const T>(xs, span.tensor, span.begin);
       Out* y = element<Out>(ys, span.tensor, span.begin);
-      const bool past_cache =
-          should_stream(sizes[span.tensor] * static_cast<std::int64_t>(sizeof(Out))) &&
-          static_cast<const void*>(x) != static_cast<const void*>(y);
+      const bool past_cache = should_stream(sizes[span.tensor] * static_cast<std::int64_t>(sizeof(Out))) &&
+                              static_cast<const void*>(x) != static_cast<const void*>(y);
       map_lines(y, span.end - span.begin, past_cache,
                 [&](std::int64_t i, auto n) { return f(load_as<Out>(ahead(x + i, n), n)); });
       if (past_cache) stream_fence();

@@ -1,10 +1,11 @@
-// Loops over rows in registers' worth of storage ("lines"). A line of a 16-bit type holds 2 kW elements and is
-// taken as two vectors, its halves: for bf16 the even and the odd elements, which a shift and a mask widen
+// Loops over rows in registers' worth of storage ("lines"). A line of a 16-bit type holds 2 kW elements and
+// is taken as two vectors, its halves: for bf16 the even and the odd elements, which a shift and a mask widen
 // where elements in order take a conversion and a shift, and whose results go back as one full register
 // without a conversion; for fp16 the lower and the upper elements. Included by vec.inl.
 //
-// fp32 scratch arrays beside a row of T (weights, exponentials, column sums) hold each line's halves one after
-// the other: load(float*, Half) and store(float*, Half) use that order, load_as<T> reads any array in order.
+// fp32 scratch arrays beside a row of T (weights, exponentials, column sums) hold each line's halves one
+// after the other: load(float*, Half) and store(float*, Half) use that order, load_as<T> reads any array in
+// order.
 
 template <int kIndex>
 struct Half {};
@@ -40,8 +41,8 @@ MSK_INLINE void prefetch(const void* p, Lanes) {
   if constexpr (!std::is_same_v<Lanes, Half<1>>) __builtin_prefetch(p);
 }
 
-// For an array that is read from end to end: asks for the line that comes `kAhead` bytes after p, as the CPU's
-// own prefetchers stop at pages and lose track of many arrays.
+// For an array that is read from end to end: asks for the line that comes `kAhead` bytes after p, as the
+// CPU's own prefetchers stop at pages and lose track of many arrays.
 inline constexpr std::int64_t kAhead = 2048;
 template <class T, class Lanes>
 MSK_INLINE const T* ahead(const T* p, Lanes n) {

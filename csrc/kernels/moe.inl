@@ -280,7 +280,8 @@ inline void gather_rows(Ptr x, Ptr index, Ptr weight, Ptr y, std::int64_t rows, 
           continue;
         }
         const float factor = as<const float>(weight)[r];
-        map_lines(out, cols, past_cache, [&](std::int64_t i, auto n) { return load_ahead(in + i, n) * factor; });
+        map_lines(out, cols, past_cache,
+                  [&](std::int64_t i, auto n) { return load_ahead(in + i, n) * factor; });
       }
       if (past_cache) stream_fence();
     });

@@ -113,8 +113,8 @@ inline void norm_backward_rows(const NormRows& rows, const T* dy, const T* x, co
 }
 
 // Gradients of norm_forward. x is what was normalised (x + residual if there was one); dsum, when given, is
-// the gradient that reaches that sum from elsewhere and is added to dx. dweight and dbias, in weight_dtype, are
-// overwritten.
+// the gradient that reaches that sum from elsewhere and is added to dx. dweight and dbias, in weight_dtype,
+// are overwritten.
 inline void norm_backward(bool center, Ptr dy, Ptr x, Ptr weight, Ptr dsum, Ptr mean, Ptr rstd, Ptr dx,
                           Ptr dweight, Ptr dbias, std::int64_t rows, std::int64_t cols, double weight_offset,
                           int dtype, int weight_dtype) {

@@ -17,8 +17,9 @@
 namespace mindspeed_ms::kernels::pool {
 namespace {
 
-// How long a worker waits for the next job before it sleeps: Python and autograd take 20 to 100 us between two
-// kernels, and waking a thread takes as long again. After kBusy it offers its core to whoever else wants it.
+// How long a worker waits for the next job before it sleeps: Python and autograd take 20 to 100 us between
+// two kernels, and waking a thread takes as long again. After kBusy it offers its core to whoever else wants
+// it.
 constexpr auto kBusy = std::chrono::microseconds(20);
 constexpr auto kSpin = std::chrono::microseconds(200);
 

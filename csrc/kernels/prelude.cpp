@@ -1,6 +1,7 @@
 #include "kernels/prelude.h"
 
 #include <unistd.h>
+
 #include <cstdlib>
 
 namespace mindspeed_ms::kernels {

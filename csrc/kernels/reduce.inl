@@ -28,8 +28,8 @@ inline void sum_last(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double 
                       [&](std::int64_t begin, std::int64_t end) {
                         for (std::int64_t r = begin; r < end; ++r) {
                           const T* row = as<const T>(x) + r * cols;
-                          const float total =
-                              sum_lines<T>(cols, [&](std::int64_t i, auto n) { return load_ahead(row + i, n); });
+                          const float total = sum_lines<T>(
+                              cols, [&](std::int64_t i, auto n) { return load_ahead(row + i, n); });
                           store1(as<decltype(out_tag)>(y) + r, total * static_cast<float>(scale));
                         }
                       });
@@ -48,8 +48,9 @@ inline void sum_first(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double
       float* sums = column_sums.start(begin);
       for (std::int64_t r = begin; r < end; ++r) {
         const T* row = as<const T>(x) + r * cols;
-        each_line<T>(
-            cols, [&](std::int64_t i, auto n) { store(sums + i, load(sums + i, n) + load_ahead(row + i, n), n); });
+        each_line<T>(cols, [&](std::int64_t i, auto n) {
+          store(sums + i, load(sums + i, n) + load_ahead(row + i, n), n);
+        });
         column_sums.end_row(begin, r, end);
       }
     });

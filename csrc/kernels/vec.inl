@@ -121,8 +121,8 @@ MSK_INLINE vu widen_u16(vh h) {
 MSK_INLINE vf widen_bf16(vh h) { return (vf)(widen_u16(h) << 16); }
 
 // Which of two equally near 16-bit values a result becomes. The even one is IEEE's and torch's; the one away
-// from zero is cheaper in bf16, and for values of transcendental functions, which hardly ever lie in the middle,
-// as good.
+// from zero is cheaper in bf16, and for values of transcendental functions, which hardly ever lie in the
+// middle, as good.
 enum Ties { kTiesEven, kTiesAway };
 
 // Rounded to nearest, in the upper 16 bits; NaN becomes the quiet NaN 0x7fc0, like torch's conversion.
@@ -133,8 +133,7 @@ MSK_INLINE vu round_bf16(vf x) {
   const __mmask16 number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
   if constexpr (kTies == kTiesAway)
     return (vu)_mm512_mask_add_epi32((__m512i)nan, number, (__m512i)u, _mm512_set1_epi32(0x8000));
-  const __m512i even =
-      _mm512_mask_add_epi32((__m512i)nan, number, (__m512i)u, _mm512_set1_epi32(0x7fff));
+  const __m512i even = _mm512_mask_add_epi32((__m512i)nan, number, (__m512i)u, _mm512_set1_epi32(0x7fff));
   const __mmask16 odd = _mm512_test_epi32_mask((__m512i)u, _mm512_set1_epi32(0x10000));
   return (vu)_mm512_mask_add_epi32(even, odd, even, _mm512_set1_epi32(1));
 #else
