@@ -8,8 +8,8 @@ has one (layer_norm, cross_entropy), else the composite; `over eager` over the c
 operators where the two differ. `GB/s` is the memory traffic that the work cannot do without over our time,
 `of memory` its share of the memory's bandwidth, `of add` its share of what a sum of arrays reaches that moves
 as many bytes, both timed in turns with it. A small case lies in the cache, where `of add` counts; memory is
-slower. The sum is torch's, which reads what it overwrites; our kernels do not, hence shares above 1. The errors
-are those of our and torch's results against float64, relative to the largest value.
+slower. The sum is torch's, which reads what it overwrites; our kernels do not, hence shares above 1. The
+errors are those of our and torch's results against float64, relative to the largest value.
 
 Marks: kernels bound by memory >= 2x torch's eager composite and >= 80 % of the memory's bandwidth; attention
 >= 1.5x scaled_dot_product_attention; AdamW >= 1.2x torch.optim.AdamW(fused=True) and >= 80 % of the
@@ -50,8 +50,8 @@ BOUND_BY_MEMORY = ("memory", "optimizer", "read")
 SECONDS = 3.0
 """How long a case is timed, at least three pairs."""
 TURN = 0.03
-"""Seconds that the turn of either side lasts at least: the first calls still find the other side's data in the
-caches (a step of 1 ms takes 2 ms there), and take part in the mean."""
+"""Seconds that the turn of either side lasts at least: the first calls still find the other side's data in
+the caches (a step of 1 ms takes 2 ms there), and take part in the mean."""
 REST = 0.003
 """Seconds after which the threads of the other side sleep."""
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
@@ -80,7 +80,7 @@ MEMORY = 512 << 20
 
 
 class Stream:
-    """The bandwidth that a kernel is held against: a = b + c over `size` bytes, by torch's CPU kernel or ours."""
+    """The bandwidth that a kernel is held against: a = b + c over `size` bytes, torch's or (npu) ours."""
 
     def __init__(self, size: int, device: str = "cpu") -> None:
         self.a, self.b, self.c = (torch.ones(max(1, size // 12), device=device) for _ in range(3))

@@ -88,7 +88,8 @@ def paired(
     """Times `first` and `second` alternately, so that a change in the machine's load meets both.
 
     `inner` calls make one timed turn (use it when a call takes microseconds), or so many of either side;
-    `repeats` turns of each are taken after `warmup` untimed ones. The order within a pair alternates. Times are seconds per call.
+    `repeats` turns of each are taken after `warmup` untimed ones. The order within a pair alternates. Times
+    are seconds per call.
     `rest` > 0: every turn starts with so many seconds of sleep and an untimed call, where one side's worker
     threads still spin when the other's turn comes (OpenMP's wait some milliseconds for the next region).
     """
