@@ -131,14 +131,14 @@ class _CrossEntropy(torch.autograd.Function):
         share = label_smoothing * cols / (cols - 1) if smoothing else 0.0
         loss = torch.empty(target.shape, **wide)
         launch("cross_entropy_loss", logits, pointer(sums), pointer(loss), rows, cols, share)
-        ctx.save_for_backward(logits, ids, peak, sums[0])
+        ctx.save_for_backward(logits, ids, peak, sums)
         ctx.first, ctx.share, ctx.reuse = first, share, reuse_logits
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        logits, ids, peak, total = ctx.saved_tensors
+        logits, ids, peak, sums = ctx.saved_tensors
         cols = logits.shape[-1]
         grad = grad.float().contiguous()
         dlogits = logits if ctx.reuse else torch.empty_like(logits)
@@ -147,7 +147,7 @@ class _CrossEntropy(torch.autograd.Function):
             logits,
             pointer(logits),
             pointer(peak),
-            pointer(total),
+            pointer(sums),  # its first row
             pointer(ids),
             pointer(grad),
             pointer(dlogits),
