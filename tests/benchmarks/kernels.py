@@ -158,7 +158,7 @@ def measure(case: Case, quick: bool, with_compiled: bool) -> dict[str, Any]:
             ours,
             repeats=max(3, min(repeats, int(SECONDS / sum(seconds)))),  # the slowest pairs three times only
             inner=(max(1, round(TURN / seconds[0])), max(1, round(TURN / seconds[1]))),
-            warmup=1,
+            warmup=0,  # a turn begins with an untimed call
             rest=REST,
         )
 
