@@ -34,7 +34,7 @@ def column_linear(
     x: this rank's rows, weight: its share of the outputs. A collective call, also in backward, where the rows
     are gathered again. `weight_gradient` makes the gradient of weight, by default the product.
     """
-    return LinearWithGatheredRows.apply(x, weight, group, weight_gradient or _product)
+    return LinearWithGatheredRows.apply(x, weight, group, weight_gradient or product)
 
 
 def row_linear(
@@ -44,10 +44,11 @@ def row_linear(
 
     x and weight (out, in): this rank's share of the inputs. Else as :func:`column_linear`.
     """
-    return LinearWithScatteredRows.apply(x, weight, group, weight_gradient or _product)
+    return LinearWithScatteredRows.apply(x, weight, group, weight_gradient or product)
 
 
-def _product(grad: Tensor, x: Tensor) -> Tensor:
+def product(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient (out, in) of a weight from those of its outputs (rows, out) and its inputs (rows, in)."""
     return grad.t() @ x
 
 

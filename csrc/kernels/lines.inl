@@ -10,11 +10,6 @@
 template <int kIndex>
 struct Half {};
 
-template <int h>
-MSK_INLINE int lanes(Half<h>) {
-  return kW;
-}
-
 typedef std::uint32_t vu_u __attribute__((vector_size(kW * 4), aligned(1), may_alias));
 
 template <int h>

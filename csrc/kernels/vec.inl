@@ -22,9 +22,6 @@ struct Part {
   int n;
 };
 
-MSK_INLINE int lanes(Full) { return kW; }
-MSK_INLINE int lanes(Part part) { return part.n; }
-
 // f(i, Full) for whole vectors of [0, n), then f(i, Part) for the rest.
 template <class F>
 MSK_INLINE void each_vector(std::int64_t n, F&& f) {

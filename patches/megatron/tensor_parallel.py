@@ -87,10 +87,9 @@ def weight_gradient(
     After a sum Megatron's hooks look for ``grad`` all the same, of which they use the values only where
     ``zero_out_wgrad`` says so.
     """
-    main_grad = getattr(weight, "main_grad", None)
+    from mindspeed_ms.kernels.parallel_linear import product
 
-    def product(grad: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return grad.t() @ rows
+    main_grad = getattr(weight, "main_grad", None)
 
     def accumulate(grad: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
         from mindspeed_ms.kernels.weight_gradient import accumulate_weight_gradient
