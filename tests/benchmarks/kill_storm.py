@@ -1,11 +1,15 @@
 """Kills a random rank of a training at a random moment, again and again, and trains on from what was saved.
 
-    python -m tests.benchmarks.kill_storm [--kills 200] [--quick] [--seed 1] [--json FILE]
+    python -m tests.benchmarks.kill_storm [--kills 200] [--quick] [--seed 1] [--json FILE] [--leave-behind]
 
 Each trial starts the recipe on 2-4 ranks from the newest checkpoint, and sends SIGKILL to one of them at a
 moment drawn from the length of a whole trial, connection and saves included. Marks: every other rank ends by
-itself (0 hangs), no shared-memory segment and no process stays, every checkpoint on disk can be read, and at
-last each strategy trains to the end of a trial.
+itself (0 hangs), no process stays and none holds a shared-memory segment, every checkpoint on disk can be
+read, and at last each strategy trains to the end of a trial. `--leave-behind` shows that two of the marks can
+be missed: every rank then starts a process that outlives it and keeps its segments.
+
+A segment has no name in a file system (tests/distributed/segments.py): it is looked for in the open files and
+the mappings of what survives, which the storm inherits (it is the subreaper of all that its ranks start).
 
 Ranks are forked from this process, which has imported everything and used no device, so that a trial costs
 seconds. A rank that is killed before all have joined is nobody's peer yet: the launcher ends the others then,
@@ -17,6 +21,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "distributed"), str(ROOT / "examples")]
@@ -24,6 +29,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "4"}  # read at impor
 
 
 import argparse  # noqa: E402
+import ctypes  # noqa: E402
 import random  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
@@ -36,6 +42,7 @@ import pretrain_gpt  # noqa: E402
 import ranks  # noqa: E402
 import recipe.distributed  # noqa: E402
 import recipe.train  # noqa: E402
+import segments  # noqa: E402
 import torch._dynamo  # noqa: E402, F401
 from recipe.checkpoint import folder, latest_iteration, saved_iterations, verify  # noqa: E402
 from recipe.errors import RecipeError  # noqa: E402
@@ -61,7 +68,7 @@ ALONE_SECONDS, LAUNCHER_SECONDS, HELPER_SECONDS = 30.0, 30.0, 5.0
 """Time in which the others must have ended by themselves; after the launcher's SIGTERM; and in which the
 processes that they started, a checkpoint's writers, must be gone."""
 
-SEGMENTS = Path("/dev/shm")
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 MARKS = {
     "hangs": "hangs",
     "leaked segments": "leaked",
@@ -79,7 +86,6 @@ class Trial:
     joined: int
     alive: dict[int, int] = field(default_factory=dict)  # rank -> pid
     codes: dict[int, int] = field(default_factory=dict)
-    sessions: list[int] = field(default_factory=list)  # one per rank, of all processes that it started
 
     def wait(self, seconds: float) -> bool:
         """Reaps ranks that end within ``seconds``; whether none is left."""
@@ -100,18 +106,6 @@ class Trial:
         for pid in self.alive.values():
             os.kill(pid, number)
 
-    def orphans(self) -> list[int]:
-        """Sessions that still have processes HELPER_SECONDS after the ranks ended; those are killed then."""
-        deadline = time.monotonic() + HELPER_SECONDS
-        while left := [session for session in self.sessions if _exists(session)]:
-            if time.monotonic() > deadline:
-                for session in left:
-                    print(f"left of a rank:\n{_commands(session)}", file=sys.stderr)
-                    os.killpg(session, signal.SIGKILL)
-                return left
-            time.sleep(0.02)
-        return []
-
     def all_joined(self, world: int) -> bool:
         """Whether every rank had built its groups by now."""
         os.set_blocking(self.joined, False)
@@ -121,26 +115,46 @@ class Trial:
             return False
 
 
-def _exists(process_group: int) -> bool:
+def inherit_orphans() -> None:
+    """From now on a process whose parent dies becomes a child of this one, not of init."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def survivors() -> tuple[list[int], dict[int, set[int]]]:
+    """What is left of a trial whose ranks have all ended: processes, and the segments that these hold.
+
+    Processes have HELPER_SECONDS to end; those that are left then are killed after they have been looked at.
+    """
+    deadline = time.monotonic() + HELPER_SECONDS
+    while left := _running():
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    found = segments.held(left)
+    for process in left:
+        print(f"left of a rank: {_description(process)}", file=sys.stderr)
+        os.kill(process, signal.SIGKILL)
+    while _running():
+        time.sleep(0.02)
+    return left, found
+
+
+def _running() -> list[int]:
+    """Descendants of this process; those that have ended are reaped first."""
     try:
-        os.killpg(process_group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return []
+    return segments.descendants(os.getpid())
 
 
-def _commands(process_group: int) -> str:
-    """Command lines of the processes of a group, for a human to read."""
-    lines = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.getpgid(int(process.name)) == process_group:
-                words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                where = (process / "wchan").read_text()
-                lines.append(f"{process.name}, in {where}: {words}")
-        except (ProcessLookupError, FileNotFoundError):  # ended meanwhile
-            continue
-    return "\n".join(lines)
+def _description(process: int) -> str:
+    """What a process is and where it waits, for a human to read."""
+    folder = Path(f"/proc/{process}")
+    words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return f"{process}, in {(folder / 'wchan').read_text()}: {words}"
 
 
 class Rank(BaseException):
@@ -177,20 +191,34 @@ def start(strategy: Strategy, save: Path, log: Path, socket: bool) -> Trial:
                 os.dup2(file, stream.fileno())
             raise Rank(words, send)
         trial.alive[rank] = pid
-        trial.sessions.append(pid)
     os.close(send)
     return trial
 
 
-def become(rank: Rank) -> None:
-    """Trains, as the recipe does; tells the storm when all groups are built."""
-    initialize = recipe.distributed.initialize
+def become(rank: Rank, leave_behind: bool) -> None:
+    """Trains, as the recipe does; tells the storm when all groups are built.
+
+    `leave_behind`: starts a process after a step, when the ranks have shared memory, in a session of its own;
+    it keeps the segments and never ends.
+    """
+    initialize, train_step = recipe.distributed.initialize, recipe.train.train_step
 
     def initialize_and_tell(args: argparse.Namespace) -> None:
         initialize(args)
         os.write(rank.joined, b".")
 
+    def step_and_leave_behind(*args: Any) -> Any:
+        recipe.train.train_step = train_step
+        result = train_step(*args)
+        if os.fork() == 0:
+            os.setsid()
+            while True:
+                signal.pause()
+        return result
+
     recipe.distributed.initialize = initialize_and_tell
+    if leave_behind:
+        recipe.train.train_step = step_and_leave_behind
     sys.argv = ["pretrain_gpt.py", *rank.words]
     pretrain_gpt.main()
 
@@ -209,11 +237,6 @@ def unreadable(save: Path) -> list[str]:
     return wrong
 
 
-def segments() -> set[str]:
-    """Names of this product's segments in the shared-memory file system."""
-    return {path.name for path in SEGMENTS.iterdir() if path.name.startswith("mindspeed_ms")}
-
-
 @dataclass
 class Tally:
     """What the trials of one strategy came to."""
@@ -228,8 +251,13 @@ class Tally:
     ended_after: list[float] = field(default_factory=list)
     checkpoints: int = 0
 
+    def count(self, left: list[int], kept: dict[int, set[int]]) -> None:
+        """Adds what `survivors` found."""
+        self.orphans += len(left)
+        self.leaked += len(kept)
 
-def undisturbed(strategy: Strategy, save: Path, log: Path) -> float:
+
+def undisturbed(strategy: Strategy, save: Path, log: Path, tally: Tally) -> float:
     """Seconds of a trial without a kill; RuntimeError with the log when it fails."""
     begin = time.monotonic()
     trial = start(strategy, save, log, socket=True)
@@ -239,12 +267,13 @@ def undisturbed(strategy: Strategy, save: Path, log: Path) -> float:
     os.close(trial.joined)
     if not ended or any(trial.codes.values()):
         raise RuntimeError(f"the undisturbed training failed, {trial.codes}:\n{log.read_text()[-3000:]}")
-    return time.monotonic() - begin
+    seconds = time.monotonic() - begin
+    tally.count(*survivors())
+    return seconds
 
 
 def kill_one(strategy: Strategy, save: Path, log: Path, tally: Tally, draw: random.Random) -> None:
     """One trial: starts, kills, waits for the others, looks for what is left behind."""
-    before = segments()
     trial = start(strategy, save, log, socket=draw.random() < 0.5)
     trial.wait(draw.uniform(0, tally.seconds))
     if not trial.alive:  # faster than the undisturbed one: nothing was killed
@@ -266,11 +295,7 @@ def kill_one(strategy: Strategy, save: Path, log: Path, tally: Tally, draw: rand
     trial.signal(signal.SIGKILL)
     trial.wait(10)
     os.close(trial.joined)
-    tally.orphans += len(trial.orphans())
-    left = segments() - before
-    tally.leaked += len(left)
-    for name in left:
-        (SEGMENTS / name).unlink()
+    tally.count(*survivors())
     wrong = unreadable(save)
     tally.unreadable += len(wrong)
     print("".join(f"{line}\n" for line in wrong), end="", file=sys.stderr)
@@ -283,14 +308,15 @@ def storm(options: argparse.Namespace, root: Path) -> dict[str, Tally]:
     kills = options.kills or (12 if options.quick else 200)
     tallies = {name: Tally() for name in chosen}
     for number, name in enumerate(chosen):
-        tallies[name].seconds = undisturbed(STRATEGIES[name], root / str(number), root / "log")
+        tally = tallies[name]
+        tally.seconds = undisturbed(STRATEGIES[name], root / str(number), root / "log", tally)
     while (done := sum(tally.kills for tally in tallies.values())) < kills:
         number = draw.randrange(len(chosen))
         kill_one(STRATEGIES[chosen[number]], root / str(number), root / "log", tallies[chosen[number]], draw)
         if done % 20 == 0:
             print(f"{done} kills ...", flush=True)
     for number, name in enumerate(chosen):
-        undisturbed(STRATEGIES[name], root / str(number), root / "log")
+        undisturbed(STRATEGIES[name], root / str(number), root / "log", tallies[name])
         tallies[name].checkpoints = len(saved_iterations(root / str(number)))
     return tallies
 
@@ -300,13 +326,15 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--kills", type=int, help="default: 200, with --quick 12")
     parser.add_argument("--seed", type=int, default=1, help="of ranks and moments")
+    parser.add_argument("--leave-behind", action="store_true", help="ranks leave a process and their segments")
     options = parser.parse_args()
     report = Report("kill_storm", "random SIGKILLs during training", options)
     root = Path(tempfile.mkdtemp())
+    inherit_orphans()
     try:
         tallies = storm(options, root)
     except Rank as rank:
-        become(rank)
+        become(rank, options.leave_behind)
         return 0
     shutil.rmtree(root)
     for name, tally in tallies.items():
@@ -321,6 +349,8 @@ def main() -> int:
             longest_end_s=max(tally.ended_after, default=None),
             checkpoints_at_the_end=tally.checkpoints,
         )
+    kills, joining = (sum(getattr(t, name) for t in tallies.values()) for name in ("kills", "while_joining"))
+    report.summary["kills while ranks were joining"] = f"{joining} of {kills} ({joining / kills:.0%})"
     for what, name in MARKS.items():
         total = sum(getattr(tally, name) for tally in tallies.values())
         report.mark(f"0 {what}", total == 0, str(total))

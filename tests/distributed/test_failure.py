@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ranks
+import segments
 import torch
 import torch.distributed as dist
 from mindspeed_ms.comm import errors
@@ -183,13 +184,15 @@ def test_signals_end_everything(number, tmp_path):
     processes = ranks.start(train, 2, store.port, results, env=env)
     try:
         store.wait(["running/0", "running/1"], timedelta(seconds=100))
+        theirs = segments.held(process.pid for process in processes)
+        assert theirs
         os.kill(processes[0].pid, number)
         start = time.monotonic()
         for process in processes:
             process.join(30)
         assert time.monotonic() - start < SECONDS
         assert all(p.exitcode not in (None, 0) for p in processes)
-        assert not [p for p in Path("/dev/shm").iterdir() if p.name.startswith("mindspeed_ms-")]
+        assert not theirs.keys() & segments.held().keys()
     finally:
         for process in processes:
             process.kill()
