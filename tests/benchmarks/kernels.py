@@ -42,7 +42,7 @@ import mindspeed_ms.patch  # noqa: E402, F401 - switches the device on
 
 from tests.benchmarks.kernel_cases import CASES, FASTER, Case, Size  # noqa: E402
 from tests.benchmarks.kernel_product_cases import PRODUCTS  # noqa: E402
-from tests.benchmarks.report import Paired, Report, arguments, paired  # noqa: E402
+from tests.benchmarks.report import KEEP_MEMORY, Paired, Report, arguments, paired  # noqa: E402
 
 THREADS = 2
 BANDWIDTH = 0.8
@@ -54,7 +54,6 @@ TURN = 0.03
 the caches (a step of 1 ms takes 2 ms there), and take part in the mean."""
 REST = 0.003
 """Seconds after which the threads of the other side sleep."""
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
 def sizes(quick: bool) -> list[Size]:

@@ -326,7 +326,7 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--kills", type=int, help="default: 200, with --quick 12")
     parser.add_argument("--seed", type=int, default=1, help="of ranks and moments")
-    parser.add_argument("--leave-behind", action="store_true", help="ranks leave a process and their segments")
+    parser.add_argument("--leave-behind", action="store_true", help="each rank leaves a process and segments")
     options = parser.parse_args()
     report = Report("kill_storm", "random SIGKILLs during training", options)
     root = Path(tempfile.mkdtemp())

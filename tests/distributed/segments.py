@@ -1,7 +1,7 @@
 """Which processes hold shared-memory segments of this product.
 
-A segment is a memfd (csrc/comm/segment.cpp): it has no name in any file system, and lives as long as a process
-has it open or mapped. What a dead rank left behind is therefore what surviving processes still hold.
+A segment is a memfd (csrc/comm/segment.cpp): it has no name in any file system, and lives as long as a
+process has it open or mapped. What a dead rank left behind is therefore what surviving processes still hold.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def parent(process: int) -> int:
 
 
 def descendants(ancestor: int) -> list[int]:
-    """Processes that descend from `ancestor`, zombies included, those that made a session of their own too."""
+    """Processes that descend from `ancestor`, zombies and those with a session of their own included."""
     parents = {}
     for process in processes():
         try:

@@ -2,10 +2,14 @@
 
     python -m tests.reference.plain_torch SCRIPT ARGS...
     torchrun --nproc-per-node 2 -m tests.reference.plain_torch SCRIPT ARGS...
+    TORCHDYNAMO_DISABLE=0 python -m tests.reference.plain_torch SCRIPT ARGS...
 
 Megatron asks for device "cuda", for nccl and for a few CUDA extensions. Here "cuda" is read as the CPU, nccl
 as gloo, and each extension is replaced by the same mathematics in torch. Nothing of `mindspeed_ms` is
 imported: a script that starts with `import mindspeed_ms.patch` finds an empty module under that name.
+
+Every operator runs eagerly, because compiled code fuses, and so rounds, in its own way. With
+TORCHDYNAMO_DISABLE=0, torch's own variable, Megatron's jit fuser compiles as it does on CUDA.
 
 Checked against recorded curves of stock pretrain_gpt.py in tests/distributed/test_stock_curves.py.
 """
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import importlib.machinery
 import logging
 import multiprocessing
@@ -25,8 +30,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# The reference runs every operator eagerly: compiled code would fuse, and so round, in its own way.
-os.environ["TORCHDYNAMO_DISABLE"] = "1"
+# Compiled code fuses, and so rounds, in its own way.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # An installed mindspeed_ms is a device backend that torch would load by itself.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
@@ -36,6 +41,7 @@ import torch.distributed as dist
 import torch.utils._triton
 import wrapt
 
+EAGER = os.environ["TORCHDYNAMO_DISABLE"] == "1"
 FACTORIES = (
     *("arange", "as_tensor", "asarray", "empty", "empty_like", "empty_strided", "eye", "full", "full_like"),
     *("linspace", "logspace", "ones", "ones_like", "rand", "rand_like", "randint", "randint_like", "randn"),
@@ -101,7 +107,8 @@ def alias_tensors() -> None:
         return tensor_type(self).replace("torch.", "torch.cuda.", 1)
 
     torch.Tensor.type = type_name
-    torch.compile = lambda model=None, **_: model if model is not None else (lambda function: function)
+    if EAGER:  # also what asks for a compiler in so many words
+        torch.compile = lambda model=None, **_: model if model is not None else (lambda function: function)
 
 
 class Stream:
@@ -202,11 +209,13 @@ def alias_cuda_module() -> None:
     for name in ("allocated", "reserved"):
         replacements |= {f"memory_{name}": zero, f"max_memory_{name}": zero}
     for name, value in replacements.items():
-        setattr(cuda, name, value)
+        # Each an object of its own: torch's compiler has one rule for each function that it knows.
+        own = functools.partial(value) if callable(value) and not isinstance(value, type) else value
+        setattr(cuda, name, own)
     for name in ("get_rng_state", "set_rng_state", "manual_seed", "manual_seed_all"):
         setattr(cuda.random, name, replacements[name])
     for name in ("range_push", "range_pop", "mark"):
-        setattr(cuda.nvtx, name, nothing)
+        setattr(cuda.nvtx, name, functools.partial(nothing))
 
 
 def alias_distributed() -> None:
@@ -248,6 +257,9 @@ class _TritonName:
 
 def stand_in_for_triton() -> None:
     """Megatron imports triton where it only defines GPU kernels: give it names, no kernel can be launched."""
+    if not EAGER:
+        # torch's compiler must find that there is no triton.
+        importlib.import_module("torch._inductor.runtime.triton_compat")
 
     class Names(types.ModuleType):
         def __getattr__(self, name: str) -> Any:
