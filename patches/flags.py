@@ -1,15 +1,15 @@
 """Megatron-LM flags that mean something else here: one table, applied before Megatron checks its arguments.
 
 A flag without a row is effective: Megatron reads it, and what it asks for happens. A row says when a flag is
-*harmless* (accepted, one log line, the same mathematics without it) or *refused* (one sentence, with the
-alternative). :func:`apply` is called by the patch of ``megatron.training.arguments:validate_args``.
+*harmless* (accepted, one log line, the same numbers without it), *replaced* (accepted, one log line that says
+what is computed instead: other numbers) or *refused* (one sentence, with the alternative). :func:`apply` is
+called by the patch of ``megatron.training.arguments:validate_args``.
 """
 
 from __future__ import annotations
 
 import argparse
 import enum
-import importlib.util
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +23,13 @@ class Status(enum.Enum):
 
     EFFECTIVE = "effective"
     HARMLESS = "harmless"
+    REPLACED = "replaced"
     REFUSED = "refused"
+
+    @property
+    def verdict(self) -> str:
+        """What the log line, or the error, says of a flag of this status."""
+        return {"harmless": "has no effect", "replaced": "is replaced"}.get(self.value, "is refused")
 
 
 class RefusedFlagError(ValueError):
@@ -40,19 +46,14 @@ def _one_of(*values: str) -> Callable[[Any], bool]:
     return lambda value: getattr(value, "name", value) in values
 
 
-def _without(package: str) -> Callable[[Any], bool]:
-    """Whether the flag was set although `package` is not installed."""
-    return lambda value: _given(value) and importlib.util.find_spec(package) is None
-
-
 @dataclass(frozen=True)
 class Row:
     """Flags with one meaning here.
 
     ``flag`` decides: the row concerns a run when ``applies(args.<dest>)``. ``also`` are flags that say
-    nothing without it. ``becomes``: attributes of Megatron's args to set (harmless rows); those that this
-    Megatron-LM does not have are left out. ``values`` names, for the docs, the values concerned when not all
-    are.
+    nothing without it. ``becomes``: attributes of Megatron's args to set (rows that are not refused); those
+    that this Megatron-LM does not have are left out. ``values`` names, for the docs, the values concerned
+    when not all are.
     """
 
     flag: str
@@ -81,7 +82,10 @@ NO_FP8 = {
 }
 ALLTOALL = {"moe_token_dispatcher_type": "alltoall", "moe_enable_deepep": False}
 _CUDA_GRAPH = "there are no CUDA graphs on this device; every step runs eagerly, with the same numbers"
-_FP8 = "no hardware here computes in fp8; the run computes in the precision of --bf16, --fp16 or float32"
+_FP8 = (
+    "no hardware here computes in fp8; the run computes in the precision of --bf16, --fp16 or float32, with "
+    "the numbers of a run without it, not those of an fp8 run"
+)
 _RL = (
     "reinforcement learning needs Megatron's dynamic inference engine, whose kernels are CUDA's; "
     "train on the rollouts with pretrain_gpt.py instead"
@@ -121,7 +125,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "fp8-format",
         "fp8",
-        Status.HARMLESS,
+        Status.REPLACED,
         _FP8,
         also=(
             *("fp8-recipe", "fp8-amax-history-len", "fp8-amax-compute-algo", "fp8-margin", "fp8-interval"),
@@ -129,8 +133,8 @@ ROWS: tuple[Row, ...] = (
         ),
         becomes=NO_FP8,
     ),
-    Row("fp8-param-gather", "fp8_param_gather", Status.HARMLESS, _FP8, becomes=NO_FP8),
-    Row("fp4-format", "fp4", Status.HARMLESS, _FP8, becomes={"fp4": None, "fp4_param": False}),
+    Row("fp8-param-gather", "fp8_param_gather", Status.REPLACED, _FP8, becomes=NO_FP8),
+    Row("fp4-format", "fp4", Status.REPLACED, _FP8, becomes={"fp4": None, "fp4_param": False}),
     Row(
         "tp-comm-overlap",
         "tp_comm_overlap",
@@ -202,14 +206,6 @@ ROWS: tuple[Row, ...] = (
         becomes={"fine_grained_activation_offloading": False, "offload_modules": []},
     ),
     Row(
-        "flash-decode",
-        "flash_decode",
-        Status.REFUSED,
-        "flash decoding needs the flash-attn package, which is CUDA only: drop --flash-decode, decoding then "
-        "uses Megatron's own attention",
-        applies=_without("flash_attn"),
-    ),
-    Row(
         "transformer-impl",
         "transformer_impl",
         Status.REFUSED,
@@ -272,10 +268,10 @@ def apply(args: argparse.Namespace) -> None:
     concerned = [row for row in ROWS if row.applies(getattr(args, row.dest, None))]
     for row in concerned:
         if row.status is Status.REFUSED:
-            raise RefusedFlagError(f"--{row.flag} is refused: {row.reason}.")
+            raise RefusedFlagError(f"--{row.flag} {row.status.verdict}: {row.reason}.")
     for row in concerned:
         for name, value in row.becomes.items():
             if hasattr(args, name):
                 setattr(args, name, value)
         if getattr(args, "rank", 0) == 0:
-            logger.warning("--%s has no effect: %s.", row.flag, row.reason)
+            logger.warning("--%s %s: %s.", row.flag, row.status.verdict, row.reason)

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-"""Environment in which glibc's malloc keeps freed memory, as jemalloc and tcmalloc do. It is read at the start
-of a process, and decides whether large tensors of plain torch cost fresh pages."""
+"""Environment in which glibc's malloc keeps freed memory, as jemalloc and tcmalloc do. It is read at the
+start of a process, and decides whether large tensors of plain torch cost fresh pages."""
 VERSIONS_OF = ("mindspeed-ms", "torch", "mindspore", "megatron-core", "numpy")
 
 

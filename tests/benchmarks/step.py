@@ -152,7 +152,9 @@ class Timed:
         self.loss, self.peak = answer["loss"], answer["peak"]
 
 
-def measure(case: Case, warmup: int, turns: int, folder: Path) -> tuple[dict[str, Timed], list[dict[str, Any]]]:
+def measure(
+    case: Case, warmup: int, turns: int, folder: Path
+) -> tuple[dict[str, Timed], list[dict[str, Any]]]:
     """Steps of all sides in turns, and the coverage rows of ours."""
     workers: dict[str, Worker] = {}
     timed = {side: Timed() for side in (OURS, *PLAIN)}

@@ -257,7 +257,7 @@ GROUPS: dict[str, Group] = {
         --inference-rng-tracker --disable-chunked-prefill""",
     ),
     "chunked_prefill": Group(1, "--enable-chunked-prefill"),
-    "flash_decode": Group(1, "--flash-decode", refused="flash-attn"),
+    "flash_decode": Group(1, "--flash-decode"),
     "inference_layers": Group(
         1,
         "--transformer-impl inference_optimized --inference-fuse-tp-communication",
