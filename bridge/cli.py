@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--all", action="store_true", help="every row, not only the 30 that took longest")
     add.set_defaults(do=_coverage)
 
-    add = commands.add_parser("patches", help="each patch of Megatron: target, state, why")
+    add = commands.add_parser("patches", help="each patch of torch and Megatron: target, state, why")
     add.add_argument("--megatron-lm-path", metavar="DIR", help="a Megatron-LM checkout to patch instead")
     add.set_defaults(do=_patches)
     return parser
@@ -73,32 +72,19 @@ def _coverage(options: argparse.Namespace) -> int:
 
 
 def _patches(options: argparse.Namespace) -> int:
-    """Import every module that is patched, then show what became of each patch; 1 if one did not fit."""
-    from mindspeed_ms import versions
-    from mindspeed_ms.patches import registry, stand_ins
-
+    """Every patch of torch and Megatron and what became of it; 1 if one did not fit."""
     checkout = options.megatron_lm_path
     if checkout:
         if not Path(checkout, "megatron/core").is_dir():
             return _fail("patches", f"{checkout} is no Megatron-LM checkout: it has no folder megatron/core")
         sys.path.insert(0, checkout)
-    if versions.megatron_tree() is None:
-        return _fail("patches", "megatron-core is not installed: pip install it, or name a checkout")
-    registry.arm()
-    declared = registry.load()
-    not_there = []
-    for module in sorted({record.patch.module for record in declared.records()}):
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            not_there.append(f"{module} cannot be imported here: {error}")
-    print(f"Megatron-Core {registry.megatron_version()} in {versions.megatron_tree()}\n")
-    print(declared.table())
-    print()
-    print(stand_ins.table())
-    print("\n".join(not_there))
-    wrong = (registry.State.MISSING, registry.State.REFUSED)
-    return 1 if any(record.state in wrong for record in declared.records()) else 0
+    try:
+        import mindspeed_ms.patch  # noqa: F401
+    except ImportError as error:
+        return _fail("patches", str(error))
+    from mindspeed_ms.patches import listing
+
+    return listing.show()
 
 
 def _fail(command: str, sentence: str) -> int:

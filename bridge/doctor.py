@@ -27,14 +27,15 @@ def _versions() -> Iterator[Finding]:
 
 
 def _patch_targets() -> Iterator[Finding]:
-    from mindspeed_ms.patches import registry, verify
+    import mindspeed_ms.patch  # noqa: F401
+    from mindspeed_ms.patches import listing, registry, verify
 
     tree = versions.megatron_tree()
     if tree is None:
         return
     yield Finding("Megatron", str(tree))
     patches = [record.patch for record in registry.load().records()]
-    wrong = verify.verify(tree, patches)
+    wrong = [*verify.verify(tree, patches), *(f"{r.patch.target}: {r.detail}" for r in listing.misfits())]
     advice = "; ".join(map(str, wrong))
     yield Finding("patch targets", f"{len(patches) - len(wrong)} of {len(patches)} fit", advice)
 

@@ -1,8 +1,9 @@
 """``import mindspeed_ms.patch``: the one line at the top of a CUDA Megatron script.
 
 It registers device ``npu``, makes the names of CUDA mean it, offers the torch.distributed backend, and arms
-the Megatron patches. Beyond torch it imports nothing heavy: MindSpore starts with the first operator
-that runs on it, Megatron's modules are patched when the script imports them (or at once, if it already has).
+the patches of torch and Megatron. Beyond torch it imports nothing heavy: MindSpore starts with the first
+operator that runs on it, Megatron's modules are patched when the script imports them (or at once, if it
+already has).
 """
 
 from mindspeed_ms import versions
@@ -10,13 +11,13 @@ from mindspeed_ms import versions
 versions.check()
 
 # the versions come first: their message is the clear one
-from mindspeed_ms import comm, coverage_report, device  # noqa: E402
-from mindspeed_ms.device import cuda  # noqa: E402
+from mindspeed_ms import comm, coverage_report, device, launch  # noqa: E402
 from mindspeed_ms.patches import registry  # noqa: E402
 
-comm.install()  # first: it reads msrun's variables, of which the device count is one
+launch.adopt_msrun_environment()  # first: the device count is one of its variables
 device.enable()
-cuda.redirect()
+device.redirect_cuda()
+comm.register()
 registry.arm()
 
 coverage_report.write_at_exit()

@@ -1,8 +1,9 @@
 """The patch registry: what a patch is, when it is applied, and how it is taken back.
 
-A patch names a target ``"megatron.core.x.y:Class.attr"``, what takes its place, the Megatron-Core versions it
-is for, and the reason. :func:`arm` puts post-import hooks (wrapt) on the Megatron modules concerned: a patch
-is applied when its module is imported, or at once if it already is. Arming imports nothing of Megatron.
+A patch names a target ``"package.module:Class.attr"``, what takes its place, the releases of that package it
+is for, and the reason. :func:`arm` applies the patches of loaded modules (torch's all are) and puts
+post-import hooks (wrapt) on the others: a patch is applied when its module is imported. Arming imports
+nothing.
 
 Names copied by ``from x import y`` are updated in every loaded module. Copies inside other objects (a
 ``ModuleSpec`` that holds a class, a default argument, a ``partial``) made before the patch cannot be found:
@@ -23,33 +24,29 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from importlib.machinery import ExtensionFileLoader
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import wrapt
+from mindspeed_ms.config import compat
 from mindspeed_ms.patches import stand_ins
 from mindspeed_ms.patches.signatures import mismatch
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-MEGATRON_RELEASES = (
-    *("0.12.0", "0.12.1", "0.12.2", "0.12.3", "0.13.0", "0.13.1", "0.14.0"),
-    *("0.15.0", "0.15.1", "0.15.2", "0.15.3", "0.16.0", "0.16.1"),
-)
-"""Megatron-Core releases on PyPI that patch targets are verified against."""
-
-SUPPORTED = ">=0.12,<0.17"
-"""Megatron-Core versions that the package works with (PEP 440 specifier)."""
+AREAS = ("torch", "megatron")
+"""The folders whose modules declare patches."""
 
 
 class PatchWarning(RuntimeWarning):
-    """A patch could not be applied; Megatron's own code stays in place."""
+    """A patch could not be applied; the package's own code stays in place."""
 
 
 class State(enum.Enum):
     """Where a patch stands."""
 
-    WAITING = "waiting"  # its Megatron module is not imported yet
+    WAITING = "waiting"  # its module is not imported yet
     APPLIED = "applied"
     OTHER_VERSION = "not for this version"
     MISSING = "missing target"
@@ -67,33 +64,37 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Patch:
-    """One change to Megatron.
+    """One change to another package.
 
-    ``target``: ``"megatron.core.module:name"`` or ``"...:Class.attr"``. ``replacement``: see :class:`Kind`; a
-    plain function over a staticmethod, classmethod or property is wrapped alike. ``reason``: one sentence.
-    ``versions``: PEP 440 specifier of Megatron-Core.
+    ``target``: ``"package.module:name"`` or ``"...:Class.attr"``. ``replacement``: see :class:`Kind`; a plain
+    function over a staticmethod, classmethod or property is wrapped alike. ``reason``: one sentence.
+    ``versions``: PEP 440 specifier of the target's package; empty for every release.
     Raises ValueError for a malformed target, an empty reason, or a specifier that does not parse.
     """
 
     target: str
     replacement: Any
     reason: str
-    versions: str = SUPPORTED
+    versions: str = ""
     kind: Kind = Kind.REPLACE
 
     def __post_init__(self) -> None:
         module, colon, path = self.target.partition(":")
-        names = [*module.split("."), *path.split(".")]
-        if not colon or names[0] != "megatron" or not all(n.isidentifier() for n in names):
-            raise ValueError(f"patch target {self.target!r} is not of the form 'megatron.module:Class.attr'")
+        if not colon or not all(n.isidentifier() for n in [*module.split("."), *path.split(".")]):
+            raise ValueError(f"patch target {self.target!r} is not of the form 'package.module:Class.attr'")
         if not self.reason.strip():
             raise ValueError(f"patch of {self.target} gives no reason")
         SpecifierSet(self.versions)
 
     @property
     def module(self) -> str:
-        """Dotted name of the Megatron module."""
+        """Dotted name of the module."""
         return self.target.partition(":")[0]
+
+    @property
+    def package(self) -> str:
+        """Import name of the package."""
+        return self.target.partition(":")[0].partition(".")[0]
 
     @property
     def path(self) -> str:
@@ -101,8 +102,8 @@ class Patch:
         return self.target.partition(":")[2]
 
     def is_for(self, version: str) -> bool:
-        """Whether this patch is for Megatron-Core ``version``; a pre-release counts as its release."""
-        return Version(version).base_version in SpecifierSet(self.versions)
+        """Whether it is for release ``version`` of its package; a pre-release counts as its release."""
+        return not self.versions or Version(version).base_version in SpecifierSet(self.versions)
 
     def signature(self) -> inspect.Signature | None:
         """The signature that callers of the patched target meet; None where it is known only when applied."""
@@ -118,6 +119,15 @@ class Patch:
 
 
 _ABSENT = object()
+
+
+class _Change(NamedTuple):
+    """``new`` took the place of ``old``, which ``package`` calls ``name``."""
+
+    old: Any
+    new: Any
+    name: str
+    package: str
 
 
 @dataclass
@@ -166,27 +176,29 @@ class Registry:
             for rival in rivals:
                 if rival.patch == patch:
                     return patch
-                shared = [v for v in MEGATRON_RELEASES if patch.is_for(v) and rival.patch.is_for(v)]
-                if shared:
-                    raise ValueError(f"{patch.target} is already patched for Megatron-Core {shared[-1]}")
+                known = compat.package(patch.package).verified
+                shared = [v for v in known if patch.is_for(v) and rival.patch.is_for(v)]
+                if shared or not known:
+                    which = f" for {patch.package} {shared[-1]}" if shared else ""
+                    raise ValueError(f"{patch.target} is already patched{which}")
             rivals.append(Record(patch))
             armed = self._armed
         if armed:
-            self._hook(patch.module)
+            self._hook([patch.module])
         return patch
 
-    def replace(self, target: str, *, reason: str, versions: str = SUPPORTED) -> Callable[[Any], Any]:
+    def replace(self, target: str, *, reason: str, versions: str = "") -> Callable[[Any], Any]:
         """Decorator: the function or class takes the target's place."""
         return self._decorator(target, reason, versions, Kind.REPLACE)
 
-    def around(self, target: str, *, reason: str, versions: str = SUPPORTED) -> Callable[[Any], Any]:
+    def around(self, target: str, *, reason: str, versions: str = "") -> Callable[[Any], Any]:
         """Decorator: ``def f(original, <the target's parameters>)`` runs instead and may call ``original``.
 
         For a method, ``original`` comes before ``self``; it is the plain function.
         """
         return self._decorator(target, reason, versions, Kind.AROUND)
 
-    def factory(self, target: str, *, reason: str, versions: str = SUPPORTED) -> Callable[[Any], Any]:
+    def factory(self, target: str, *, reason: str, versions: str = "") -> Callable[[Any], Any]:
         """Decorator: ``def make(original)`` returns what takes the target's place, e.g. a subclass of it."""
         return self._decorator(target, reason, versions, Kind.FACTORY)
 
@@ -202,14 +214,13 @@ class Registry:
         with self._lock:
             self._armed = True
             modules = sorted({r.patch.module for r in self.records()})
-        for module in modules:
-            self._hook(module)
+        self._hook(modules)
 
     def disarm(self) -> None:
         """Put every original back, also in the copies of names, and apply nothing until armed again."""
         with self._lock:
             self._armed = False
-            undone: list[tuple[Any, Any, str]] = []
+            undone: list[_Change] = []
             for record in self.records():
                 if record.state is not State.APPLIED:
                     continue
@@ -220,44 +231,56 @@ class Registry:
                 else:
                     setattr(record.holder, record.attribute, record.original)
                 if record.holder is record.module:
-                    undone.append((record.installed, record.original, record.attribute))
+                    undone.append(
+                        _Change(record.installed, record.original, record.attribute, record.patch.package)
+                    )
                 record.state, record.module, record.holder = State.REVERTED, None, None
                 record.original = record.installed = _ABSENT
             _update_copies(undone, _all_modules())
 
-    def _hook(self, name: str) -> None:
-        with self._lock:
-            first = name not in self._hooked
-            self._hooked.add(name)
-        module = sys.modules.get(name)
-        if module is not None and _is_executing(module):
-            # torch's backend autoload arms us while Megatron's first `import torch` runs.
-            _after_execution(module, lambda: self._apply(module, _all_modules()))
-        elif module is not None:
-            self._apply(module, _all_modules())
-        elif first:
-            # Copies made while the module executes (circular imports) sit in Megatron's own modules.
-            wrapt.register_post_import_hook(lambda module: self._apply(module, _megatron_modules()), name)
+    def _hook(self, names: Iterable[str]) -> None:
+        """Have the patches of these modules applied: now, or when the import of the module ends."""
+        loaded = []
+        for name in names:
+            with self._lock:
+                first = name not in self._hooked
+                self._hooked.add(name)
+            module = sys.modules.get(name)
+            if module is None:
+                # Copies made while the module executes (circular imports) sit in its own package.
+                if first:
+                    wrapt.register_post_import_hook(lambda m: self._apply([m], _modules_beside(m)), name)
+            elif _is_executing(module):
+                # torch's backend autoload arms us while Megatron's first `import torch` runs.
+                _after_execution(module, lambda m=module: self._apply([m], _all_modules()))
+            else:
+                loaded.append(module)
+        if loaded:
+            self._apply(loaded, _all_modules())
 
-    def _apply(self, module: ModuleType, others: Iterable[ModuleType]) -> None:
-        version = megatron_version()
+    def _apply(self, modules: Iterable[ModuleType], others: Iterable[ModuleType]) -> None:
+        """Apply the patches of ``modules``; names that ``others`` copied from there follow."""
+        targets = {module.__name__: module for module in modules}
+        versions = {name: package_version(name) for name in {_root(target) for target in targets}}
         with self._lock:
             if not self._armed:
                 return
-            done: list[tuple[Any, Any, str]] = []
+            done: list[_Change] = []
             for record in self.records():
-                if record.patch.module != module.__name__ or record.module is module:
+                patch, module = record.patch, targets.get(record.patch.module)
+                if module is None or record.module is module:
                     continue
-                if not record.patch.is_for(version):
+                version = versions[patch.package]
+                if not patch.is_for(version):
                     record.state = State.OTHER_VERSION
-                    record.detail = f"Megatron-Core is {version}, the patch is for {record.patch.versions}"
+                    record.detail = f"{patch.package} is {version}, the patch is for {patch.versions}"
                     continue
                 original = _install(record, module)
                 if record.state is not State.APPLIED:
-                    what = f"{record.patch.target} is not patched, {record.state.value}: {record.detail}"
+                    what = f"{patch.target} is not patched, {record.state.value}: {record.detail}"
                     warnings.warn(what, PatchWarning, stacklevel=2)
                 elif record.holder is module:
-                    done.append((original, record.installed, record.attribute))
+                    done.append(_Change(original, record.installed, record.attribute, patch.package))
             _update_copies(done, others)
 
     def records(self) -> list[Record]:
@@ -275,9 +298,9 @@ class Registry:
         return "\n".join(f"{t:<{widths[0]}}  {s:<{widths[1]}}  {why}" for t, s, why in rows)
 
 
-def megatron_version() -> str:
-    """Version of the Megatron-Core that ``import megatron.core`` finds: an installed wheel or a checkout."""
-    return importlib.import_module("megatron.core.package_info").__version__
+def package_version(name: str) -> str:
+    """Version of the package with the import name ``name``, which is imported: from a wheel or a checkout."""
+    return importlib.import_module(compat.package(name).version_module or name).__version__
 
 
 def _install(record: Record, module: ModuleType) -> Any:
@@ -363,52 +386,61 @@ def _after_execution(module: ModuleType, callback: Callable[[], None]) -> None:
     spec.__class__ = WatchedSpec
 
 
-def _belongs_to(name: str | None, *packages: str) -> bool:
-    return (name or "").split(".", 1)[0] in packages
+def _root(name: str | None) -> str:
+    return (name or "").partition(".")[0]
 
 
 def _all_modules() -> list[ModuleType]:
     return [m for m in list(sys.modules.values()) if isinstance(m, ModuleType)]
 
 
-def _megatron_modules() -> list[ModuleType]:
-    return [m for m in _all_modules() if _belongs_to(m.__name__, "megatron", "__main__")]
+def _modules_beside(module: ModuleType) -> list[ModuleType]:
+    return [m for m in _all_modules() if _root(m.__name__) in (_root(module.__name__), "__main__")]
 
 
-def _update_copies(changes: list[tuple[Any, Any, str]], modules: Iterable[ModuleType]) -> None:
-    """For (old, new, name) in ``changes``: modules that hold ``old`` hold ``new`` afterwards.
+def _update_copies(changes: list[_Change], modules: Iterable[ModuleType]) -> None:
+    """Modules that hold ``old`` hold ``new`` afterwards.
 
-    Constants have no identity of their own and are left alone. An object of another package that Megatron
-    only names (``jit_fuser = torch.compile``) is replaced in Megatron's modules only, and only under the
-    target's name. Our own modules keep what they hold.
+    Constants have no identity of their own and are left alone. An object of another package that the target's
+    package only names (``jit_fuser = torch.compile``) is replaced in that package's modules only, and only
+    under the target's name. Our own modules keep what they hold, and so does compiled code (``torch._C``).
     """
-    by_id = {id(old): (old, new, name) for old, new, name in changes if callable(old)}
+    by_id: dict[int, list[_Change]] = {}
+    for change in changes:
+        if callable(change.old):
+            by_id.setdefault(id(change.old), []).append(change)
     if not by_id:
         return
+    wanted = by_id.keys()
     for module in modules:
-        if _belongs_to(module.__name__, "mindspeed_ms"):
+        held = vars(module)
+        if wanted.isdisjoint(map(id, held.values())) or _root(module.__name__) == "mindspeed_ms":
             continue
-        for attribute, value in list(vars(module).items()):
-            old, new, name = by_id.get(id(value), (_ABSENT, None, ""))
-            if old is not value:
-                continue
-            own = _belongs_to(getattr(old, "__module__", None), "megatron", "mindspeed_ms")
-            if own or (attribute == name and _belongs_to(module.__name__, "megatron")):
-                setattr(module, attribute, new)
+        if isinstance(module.__loader__, ExtensionFileLoader):
+            continue
+        for attribute, value in list(held.items()):
+            found = by_id.get(id(value), ())
+            # One object can stand for several names (aliases): the name tells which.
+            for change in sorted(found, key=lambda change: change.name != attribute)[:1]:
+                own = _root(getattr(change.old, "__module__", None)) in (change.package, "mindspeed_ms")
+                named = attribute == change.name and _root(module.__name__) == change.package
+                if own or named:
+                    setattr(module, attribute, change.new)
 
 
 default = Registry()
-"""The registry that the modules in ``patches/megatron`` declare into."""
+"""The registry that the modules in ``patches/torch`` and ``patches/megatron`` declare into."""
 
 replace, around, factory, add = default.replace, default.around, default.factory, default.add
 
 
 @functools.cache
 def load() -> Registry:
-    """Import every module of ``patches/megatron`` (they only declare) and return the default registry."""
-    areas = importlib.import_module("mindspeed_ms.patches.megatron")
-    for info in pkgutil.iter_modules(areas.__path__, areas.__name__ + "."):
-        importlib.import_module(info.name)
+    """Import every module of the areas (they only declare) and return the default registry."""
+    for area in AREAS:
+        package = importlib.import_module(f"mindspeed_ms.patches.{area}")
+        for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            importlib.import_module(info.name)
     return default
 
 

@@ -1,6 +1,7 @@
 """Check patch targets against a Megatron source tree by reading it: nothing of that tree is imported.
 
-So every supported release can be checked in one process, whichever is installed.
+So every supported release can be checked in one process, whichever is installed. Targets in other packages
+are checked when they are patched (:class:`.registry.State`).
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ def tree_version(root: Path) -> str:
 def verify(root: Path, patches: Iterable[Patch]) -> list[Finding]:
     """What is wrong with ``patches`` in the Megatron tree at ``root``, a checkout or an unpacked wheel.
 
-    A patch for other versions is not looked at, nor is one of a package that the tree does not have (the PyPI
-    wheel holds ``megatron.core`` only).
+    A patch of another package or for other versions is not looked at, nor is one of a part that the tree does
+    not have (the PyPI wheel holds ``megatron.core`` only).
     """
     version = tree_version(root)
     findings = []
     for patch in patches:
-        if not patch.is_for(version) or not (root / "/".join(patch.module.split(".")[:2])).is_dir():
+        if patch.package != "megatron" or not patch.is_for(version):
+            continue
+        if not (root / "/".join(patch.module.split(".")[:2])).is_dir():
             continue
         problem = _problem(root, patch)
         if problem:

@@ -11,11 +11,11 @@ import os
 
 import torch
 from mindspeed_ms import _runtime
-from mindspeed_ms.device import dlpack, mindspore, npu, sharing
+from mindspeed_ms.device import mindspore, npu, sharing
 
-__all__ = ["enable", "from_mindspore", "to_mindspore"]
+__all__ = ["enable", "from_mindspore", "redirect_cuda", "to_mindspore"]
 
-_enabled = False
+_enabled = _redirected = False
 
 
 def enable() -> None:
@@ -42,13 +42,20 @@ def enable() -> None:
     torch.utils.rename_privateuse1_backend("npu")
     torch._register_device_module("npu", npu)
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
-    dlpack.install()
     sharing.install()
     # Backward of npu tensors on the thread that calls it, as for CPU tensors: no hand-over per graph task,
     # and the OpenMP team of the caller is used. Other threads keep torch's default (they take turns at
     # MindSpore).
     torch.autograd.set_multithreading_enabled(False)
     _enabled = True
+
+
+def redirect_cuda() -> None:
+    """Has torch's dispatcher make what is asked for on device "cuda" on npu. Idempotent; not to be undone."""
+    global _redirected
+    if not _redirected:
+        _runtime.register_cuda_redirect()
+        _redirected = True
 
 
 def _route_from_environment() -> _runtime.RouteMode:

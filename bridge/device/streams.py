@@ -64,8 +64,13 @@ class Event(torch.Event):
     """``torch.cuda.Event`` for device npu; ``elapsed_time`` in milliseconds."""
 
     def __new__(
-        cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False, **_: Any
-    ):
+        cls,
+        enable_timing: bool = False,
+        blocking: bool = False,
+        interprocess: bool = False,
+        external: bool = False,
+        **_: Any,
+    ) -> Event:
         return super().__new__(cls, "npu", enable_timing=enable_timing, blocking=blocking)
 
     def record(self, stream: torch.Stream | None = None) -> None:

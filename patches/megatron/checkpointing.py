@@ -6,7 +6,6 @@ from multiprocessing import parent_process
 from typing import Any
 
 import torch
-from mindspeed_ms.child_processes import end_with_parent, served_queue
 from mindspeed_ms.patches.registry import around, replace
 
 _WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async"
@@ -66,6 +65,8 @@ def state_dict(original: Callable[..., Any], self: Any, is_loading: bool = False
 )
 def _get_write_results_queue() -> Any:
     """Megatron's queue between the processes that write a checkpoint, served by the rank."""
+    from mindspeed_ms.child_processes import served_queue
+
     writer = sys.modules[_WRITER]
     if writer._results_queue is None:
         writer._results_queue = served_queue()
@@ -78,6 +79,8 @@ def _get_write_results_queue() -> Any:
 )
 def write_preloaded_data(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Megatron's writing of one file, in a process that ends with the one which wants it written."""
+    from mindspeed_ms.child_processes import end_with_parent
+
     if parent_process() is not None:
         end_with_parent()
     original(*args, **kwargs)

@@ -34,7 +34,7 @@ def jit_fuser(original: Any) -> Callable[..., Any]:
 @replace(
     "megatron.core.jit:enable_jit_fuser",
     reason="it would set jit_fuser back to torch.compile",
-    versions=">=0.16,<0.17",
+    versions=">=0.16",
 )
 def enable_jit_fuser() -> None:
     """Leave jit_fuser eager."""

@@ -17,7 +17,7 @@ def _positions(
     return None if cu_seqlens is None else packed_positions(cu_seqlens, tensor.shape[0], ranks, rank)
 
 
-@replace(f"{MODULE}:fused_apply_mla_rope_for_q", reason=REASON, versions=">=0.14,<0.17")
+@replace(f"{MODULE}:fused_apply_mla_rope_for_q", reason=REASON, versions=">=0.14")
 def fused_apply_mla_rope_for_q(
     t: torch.Tensor,
     cos: torch.Tensor,
@@ -38,7 +38,7 @@ def fused_apply_mla_rope_for_q(
     return latent_query(t, cos, sin, _positions(t, cu_seqlens_q, cp_size, cp_rank, rotary_interleaved))
 
 
-@replace(f"{MODULE}:fused_apply_mla_rope_for_kv", reason=REASON, versions=">=0.14,<0.17")
+@replace(f"{MODULE}:fused_apply_mla_rope_for_kv", reason=REASON, versions=">=0.14")
 def fused_apply_mla_rope_for_kv(
     kv: torch.Tensor,
     k_pos_emb: torch.Tensor,

@@ -20,7 +20,7 @@ def router_gating_linear_without_bias(
     return router_gating_linear(inp, weight, None, router_dtype)
 
 
-@replace(ROUTER_GATING, reason=REASON, versions=">=0.15,<0.17")
+@replace(ROUTER_GATING, reason=REASON, versions=">=0.15")
 def router_gating_linear(
     inp: torch.Tensor, weight: torch.Tensor, bias: Any, router_dtype: torch.dtype
 ) -> torch.Tensor:
@@ -35,7 +35,7 @@ FUSED = "Megatron takes its fused router from Transformer Engine 2.7"
 @around(
     "megatron.core.transformer.moe.moe_utils:topk_routing_with_score_function",
     reason=FUSED,
-    versions=">=0.14,<0.17",
+    versions=">=0.14",
 )
 def topk_routing(
     original: Any,
@@ -78,7 +78,7 @@ def topk_routing(
 @around(
     "megatron.core.transformer.moe.moe_utils:compute_routing_scores_for_aux_loss",
     reason=FUSED,
-    versions=">=0.14,<0.17",
+    versions=">=0.14",
 )
 def scores_for_auxiliary_loss(
     original: Any,
@@ -108,7 +108,7 @@ def scores_for_auxiliary_loss(
 @around(
     "megatron.core.transformer.moe.moe_utils:switch_load_balancing_loss_func",
     reason=FUSED,
-    versions=">=0.14,<0.17",
+    versions=">=0.14",
 )
 def load_balancing_loss(
     original: Any,

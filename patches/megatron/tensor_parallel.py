@@ -106,7 +106,7 @@ def weight_gradient(
 @around(
     "megatron.core.tensor_parallel.random:CheckpointWithoutOutput.__init__",
     reason="its default, fp8=False, counts as fp8, and then it calls Transformer Engine",
-    versions=">=0.13,<0.17",
+    versions=">=0.13",
 )
 def checkpoint_without_output(original: Callable[..., None], self: Any, fp8: Any = False) -> None:
     """Recompute without fp8 state, which no run has here."""

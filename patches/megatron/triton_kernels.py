@@ -10,7 +10,7 @@ TENSOR_OPS = "megatron.core.inference.contexts.attention_context.triton.tensor_o
 @replace(
     "megatron.core.fusions.fused_indices_converter:fused_indices_to_multihot",
     reason=REASON,
-    versions=">=0.13,<0.17",
+    versions=">=0.13",
 )
 def fused_indices_to_multihot(
     indices: torch.Tensor, probs_indices: torch.Tensor, num_of_local_experts: int
@@ -44,7 +44,7 @@ def _check_bounds(position: int, first: torch.Tensor, *others: torch.Tensor) -> 
     assert 0 <= position <= first.shape[0], f"position {position} is outside of {first.shape[0]} rows"
 
 
-@replace(f"{TENSOR_OPS}:tensor_get_slice_after", reason=REASON, versions=">=0.16,<0.17")
+@replace(f"{TENSOR_OPS}:tensor_get_slice_after", reason=REASON, versions=">=0.16")
 def tensor_get_slice_after(
     input_tensor: torch.Tensor,
     output_tensor: torch.Tensor,
@@ -62,7 +62,7 @@ def tensor_get_slice_after(
     output_tensor[:count].copy_(input_tensor[position : position + count])
 
 
-@replace(f"{TENSOR_OPS}:tensor_merge", reason=REASON, versions=">=0.16,<0.17")
+@replace(f"{TENSOR_OPS}:tensor_merge", reason=REASON, versions=">=0.16")
 def tensor_merge(
     tensor_a: torch.Tensor,
     tensor_b: torch.Tensor,
@@ -83,7 +83,7 @@ def tensor_merge(
     output[position : position + count].copy_(tensor_b[:count])
 
 
-@replace(f"{TENSOR_OPS}:tensor_masked_update", reason=REASON, versions=">=0.16,<0.17")
+@replace(f"{TENSOR_OPS}:tensor_masked_update", reason=REASON, versions=">=0.16")
 def tensor_masked_update(states: torch.Tensor, idx: torch.Tensor, new_states: torch.Tensor) -> None:
     """``states[idx] = new_states``, rows with an index of -1 left out; states of 2 to 4 dimensions."""
     assert all(t.is_cuda for t in (states, idx, new_states))

@@ -20,11 +20,9 @@ NAMES = ["nccl", "hccl", "gloo", "cpu:gloo,cuda:nccl", "mindspore", None]
 
 
 def named(rank, world, store):
-    from mindspeed_ms.comm import install
+    import mindspeed_ms.patch  # noqa: F401
     from mindspeed_ms.comm.process_group import ProcessGroupMindSpore
 
-    install()
-    install()
     answers = []
     for backend in NAMES:
         options = {"store": store, "rank": rank, "world_size": world}

@@ -12,12 +12,10 @@ pytestmark = pytest.mark.distributed
 
 
 def megatron_groups(rank, world, store, port):
+    import mindspeed_ms.patch  # noqa: F401
     from mindspeed_ms import comm
     from mindspeed_ms.comm import groups
-    from mindspeed_ms.patches import registry
 
-    registry.arm()
-    comm.install()
     dist.init_process_group("nccl", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
     # MindSpore's own communication, so that create_group() is the real one.
     from mindspore.mint.distributed import TCPStore

@@ -6,7 +6,7 @@ import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 
-import mindspeed_ms.patch  # noqa: F401 - one test computes on the device
+import mindspeed_ms.patch  # noqa: F401
 import pytest
 import torch
 from mindspeed_ms.patches import registry, stand_ins
@@ -19,13 +19,6 @@ INSTALLED = Path(str(distribution("megatron-core").locate_file("")))
 
 def declared() -> list[Patch]:
     return [record.patch for record in registry.load().records()]
-
-
-@pytest.fixture
-def armed():
-    registry.arm()
-    yield
-    registry.disarm()
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +102,6 @@ def test_every_reason_is_told():
     assert all(len(line.partition(": ")[2].split()) > 3 for line in stand_ins.table().splitlines())
 
 
-@pytest.mark.usefixtures("armed")
 class TestNorm:
     def make(self, **changes):
         from megatron.core.transformer.torch_norm import WrappedTorchNorm
@@ -141,7 +133,6 @@ class TestNorm:
             self.make(layernorm_zero_centered_gamma=True)
 
 
-@pytest.mark.usefixtures("armed")
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_router_gating_against_float64(with_bias):
     from megatron.core.transformer.moe.moe_utils import router_gating_linear
@@ -169,7 +160,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
-ARM = "from mindspeed_ms.patches import registry; registry.arm()\n"
+ARM = "import mindspeed_ms.patch\n"
 
 
 def test_triton_is_lent_to_one_module_only():
@@ -226,7 +217,6 @@ print(len(dynamo.counters["stats"]))
     assert compiled == "0"
 
 
-@pytest.mark.usefixtures("armed")
 @pytest.mark.parametrize("buffer", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weight_gradient_extension_accumulates(dtype, buffer):
@@ -248,6 +238,7 @@ def test_column_parallel_linear_accepts_gradient_accumulation_fusion():
         + """
 from megatron.core.tensor_parallel import layers
 print(layers._grad_accum_fusion_available)
+from mindspeed_ms.patches import registry
 registry.disarm()
 import importlib.util
 print(importlib.util.find_spec("fused_weight_gradient_mlp_cuda"))
@@ -256,7 +247,7 @@ print(importlib.util.find_spec("fused_weight_gradient_mlp_cuda"))
     assert out.split() == ["True", "None"]
 
 
-def test_output_recomputed_without_fp8(armed):
+def test_output_recomputed_without_fp8():
     from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 
     x = torch.rand(4, 8, device="cuda", requires_grad=True)

@@ -152,14 +152,14 @@ def test_patch_for_another_version_stays_out(registry):
 def test_one_owner_per_target_and_release(registry):
     registry.around(DIVIDE, reason="old", versions=">=0.12,<0.14")(plus_hundred)
     registry.around(DIVIDE, reason="new", versions=">=0.14,<0.17")(plus_hundred)
-    with pytest.raises(ValueError, match=r"already patched for Megatron-Core 0\.16\.1"):
+    with pytest.raises(ValueError, match=r"already patched for megatron 0\.16\.1"):
         registry.around(DIVIDE, reason="third", versions=">=0.16")(plus_hundred)
     same = Patch(DIVIDE, plus_hundred, "twice", "==0.11")
     assert registry.add(same) is registry.add(same)
 
 
 @pytest.mark.parametrize(
-    "target", ["torch:add", "megatron.core.utils.divide", "megatron.core:", "megatron.a b:c"]
+    "target", ["megatron.core.utils.divide", "megatron.core:", "megatron.a b:c", ":divide"]
 )
 def test_malformed_target(target):
     with pytest.raises(ValueError, match="not of the form"):
@@ -190,6 +190,61 @@ def test_someone_elses_patch_over_ours_survives_disarming(registry, monkeypatch)
     assert "somebody" in registry.records()[0].detail
     monkeypatch.undo()
     assert utils.divide is ours
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Import name of a package that has nothing to do with Megatron; not imported yet."""
+    folder = tmp_path / "weather"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("__version__ = '1.4.0rc1'\nfrom .sky import colour\n")
+    (folder / "sky.py").write_text("def colour(hour):\n    return 'blue'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "weather"
+    for name in [n for n in sys.modules if n.partition(".")[0] == "weather"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(("versions", "seen"), [(">=1.4", "red"), ("<1.4", "blue"), ("", "red")])
+def test_any_package_and_its_own_versions(registry, package, versions, seen):
+    registry.replace(f"{package}.sky:colour", reason="test", versions=versions)(lambda hour: "red")
+    registry.arm()
+    assert package not in sys.modules
+    import weather
+    import weather.sky
+
+    # weather's own copy was made while weather.sky's import, and so the patching, was under way
+    assert (weather.sky.colour(12), weather.colour(12)) == (seen, seen)
+    if seen == "blue":
+        assert registry.records()[0].detail == "weather is 1.4.0rc1, the patch is for <1.4"
+    registry.disarm()
+    assert (weather.sky.colour(12), weather.colour(12)) == ("blue", "blue")
+
+
+def test_one_owner_per_target_where_no_release_is_known(registry):
+    registry.replace("weather.sky:colour", reason="test", versions="<1")(lambda hour: "red")
+    with pytest.raises(ValueError, match=r"weather.sky:colour is already patched"):
+        registry.replace("weather.sky:colour", reason="test", versions=">=1")(lambda hour: "grey")
+
+
+def test_aliases_are_told_apart_by_name(registry, package):
+    """Two targets that get one object get their own objects back, and so do the copies of each."""
+    import weather.sky
+
+    weather.sky.shade = lambda hour: "dark"
+    weather.colour, weather.shade = weather.sky.colour, weather.sky.shade
+    originals = (weather.sky.colour, weather.sky.shade)
+
+    def both(hour):
+        return "red"
+
+    registry.replace("weather.sky:colour", reason="test")(both)
+    registry.replace("weather.sky:shade", reason="test")(both)
+    registry.arm()
+    weather.colour = weather.shade = both  # as by `from weather.sky import colour, shade` after the patch
+    registry.disarm()
+    assert (weather.sky.colour, weather.sky.shade) == originals
+    assert (weather.colour, weather.shade) == originals
 
 
 def test_hook_applies_when_megatron_is_imported_later():
