@@ -68,16 +68,34 @@ def _threads() -> Iterator[Finding]:
     yield Finding("threads", value, advice)
 
 
-def _shared_memory() -> Iterator[Finding]:
-    use = "ranks of one host exchange tensors there"
+GROUPS_OF_A_RANK = 8
+"""Groups that a rank of a parallel run exchanges tensors in, each over memory of its own."""
+
+
+def _exchange() -> Iterator[Finding]:
+    from mindspeed_ms.comm import engine, limits
+
+    what, ranks = "exchange of ranks", max(2, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     try:
-        disk = os.statvfs("/dev/shm")
-    except OSError:
-        yield Finding("shared memory", "no /dev/shm", f"mount a tmpfs at /dev/shm: {use}")
+        segment = limits.segment(ranks)
+    except OSError as error:
+        yield Finding(what, "none", f"this kernel gives no memory that ranks could share: {error}")
         return
-    free = disk.f_bavail * disk.f_frsize / 2**20
-    advice = "" if free >= 256 else f"enlarge /dev/shm (in Docker: --shm-size=2g): {use}"
-    yield Finding("shared memory", f"{free:.0f} MiB free in /dev/shm", advice)
+    way = os.environ.get(engine.SEGMENT_VARIABLE, "proc")
+    left, whose = limits.memory_left()
+    value = (
+        f"{segment.nbytes / 2**20:.0f} MiB for a group of {ranks} ranks, found by way of {way}; "
+        f"{left / 2**20:.0f} MiB left to the {whose}"
+    )
+    advice = ""
+    if left < GROUPS_OF_A_RANK * segment.nbytes:
+        advice = f"give the {whose} more memory, or start fewer ranks: tensors of ranks pass through it"
+    elif way == "proc" and not limits.can_be_opened(segment.path):
+        advice = (
+            f"set {engine.SEGMENT_VARIABLE}=socket: this system hides the open files of other processes, "
+            "where ranks look for the memory that they share"
+        )
+    yield Finding(what, value, advice)
 
 
 def _device() -> Iterator[Finding]:
@@ -121,7 +139,7 @@ def _routes() -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    *(_versions, _patch_targets, _extensions, _threads, _shared_memory, _routes, _device),
+    *(_versions, _patch_targets, _extensions, _threads, _exchange, _routes, _device),
 )
 
 

@@ -34,7 +34,8 @@ THROUGHPUT, LATENCY = 3.0, 0.5
 def operations(size: int, rank: int) -> dict[str, Callable[[Any], Any]]:
     """Collective -> function of the group; tensors of ``size`` bytes, made once."""
     n = size // 4
-    full, other, gathered = torch.ones(n), torch.empty(n), torch.empty(n * WORLD)
+    # Zeros: a sum that is made again and again stays what it is.
+    full, other, gathered = torch.zeros(n), torch.empty(n), torch.empty(n * WORLD)
     part = torch.empty(n // WORLD)
 
     def ping_pong(group: Any) -> None:
@@ -46,7 +47,7 @@ def operations(size: int, rank: int) -> dict[str, Callable[[Any], Any]]:
             dist.send(full, 0, group=group)
 
     return {
-        "all_reduce": lambda group: dist.all_reduce(full, dist.ReduceOp.MAX, group=group),
+        "all_reduce": lambda group: dist.all_reduce(full, group=group),
         "all_gather": lambda group: dist.all_gather_single(gathered, full, group=group),
         "reduce_scatter": lambda group: dist.reduce_scatter_single(part, full, group=group),
         "all_to_all": lambda group: dist.all_to_all_single(other, full, group=group),

@@ -49,10 +49,16 @@ def weight_gradient(size: Size) -> Case:
     """main_grad += dy^T x in float32, the step after every linear layer of Megatron."""
     x, dy = random(size, size.tokens, size.hidden), random(size, size.tokens, size.hidden)
     ours, theirs = (torch.zeros(size.hidden, size.hidden, device=device) for device in ("npu", "cpu"))
+
+    def add(x: Tensor, dy: Tensor) -> Tensor:
+        if size.dtype == torch.float32:
+            return theirs.addmm_(dy.t(), x)
+        return theirs.add_(dy.t() @ x)  # addmm_ takes the buffer's dtype only
+
     return Case(
         [x, dy],
         lambda x, dy: accumulate_weight_gradient(x, dy, ours),
-        lambda x, dy: theirs.add_(dy.t() @ x),
+        add,
         2 * x.numel() * size.item + 8 * ours.numel(),
         kind="product",
         differentiate=False,

@@ -1,6 +1,7 @@
 """Every fused kernel against torch's best composite on CPU, with the machine's roofline.
 
-    python -m tests.benchmarks.kernels [--quick] [--json FILE] [--case REGEX] [--size REGEX] [--compile]
+    python -m tests.benchmarks.kernels [--quick] [--json FILE] [--case REGEX] [--size REGEX]
+        [--compile] [--no-amx]
 
 Forward and backward of one layer's worth of each kernel (tests/benchmarks/kernel_cases.py), on npu tensors
 and on CPU tensors, timed in turns on 2 threads. `ratio` is over torch's best: its own fused operator where it
@@ -17,7 +18,8 @@ bandwidth; matrix products have none. A mark holds for the median over the sizes
 torch.compile of the composite.
 
 Both sides run under a malloc that keeps freed memory (the script starts itself again with glibc's settings):
-otherwise fresh pages, not kernels, decide.
+otherwise fresh pages, not kernels, decide. Where the CPU has AMX, torch's 16-bit products (oneDNN) run on it;
+`--no-amx` forbids it to them, and so shows the other kind of CPU. The summary says which kind was measured.
 """
 
 from __future__ import annotations
@@ -42,10 +44,12 @@ import mindspeed_ms.patch  # noqa: E402, F401 - switches the device on
 
 from tests.benchmarks.kernel_cases import CASES, FASTER, Case, Size  # noqa: E402
 from tests.benchmarks.kernel_product_cases import PRODUCTS  # noqa: E402
-from tests.benchmarks.report import KEEP_MEMORY, Paired, Report, arguments, paired  # noqa: E402
+from tests.benchmarks.report import KEEP_MEMORY, Paired, Report, arguments, machine, paired  # noqa: E402
 
 THREADS = 2
 BANDWIDTH = 0.8
+NO_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+"""Environment in which oneDNN, torch's and MindSpore's, does without AMX; it is read at the first product."""
 BOUND_BY_MEMORY = ("memory", "optimizer", "read")
 SECONDS = 3.0
 """How long a case is timed, at least three pairs."""
@@ -62,6 +66,13 @@ def sizes(quick: bool) -> list[Size]:
         [(1024, 2048), (2048, 4096)] if quick else [(1024, 2048), (4096, 2048), (1024, 4096), (4096, 4096)]
     )
     return [Size(*shape, dtype) for shape in shapes for dtype in (torch.float32, torch.bfloat16)]
+
+
+def kind_of_cpu() -> str:
+    """With AMX or without, and whether it may be used."""
+    if "amx_bf16" not in machine().get("bf16_instructions", []):
+        return "without AMX"
+    return "with AMX, which is forbidden (--no-amx)" if NO_AMX.items() <= os.environ.items() else "with AMX"
 
 
 def best_of(work: Callable[[], Any], repeats: int = 9) -> float:
@@ -194,6 +205,7 @@ def main() -> int:
     parser.add_argument("--case", default="", help="only kernels whose name matches this regular expression")
     parser.add_argument("--size", default="", help="only sizes whose name matches this regular expression")
     parser.add_argument("--compile", action="store_true", help="also against torch.compile of the composite")
+    parser.add_argument("--no-amx", action="store_true", help="16-bit products as on a CPU without AMX")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
@@ -221,6 +233,7 @@ def main() -> int:
             report.mark(
                 f"{name} {dtype}: >= {BANDWIDTH:.0%} of bandwidth", share >= BANDWIDTH, f"{share:.0%}"
             )
+    report.summary["CPU"] = kind_of_cpu()
     for size in (64 << 20, MEMORY):
         for side, device in (("torch's", "cpu"), ("our", "npu")):
             name = f"bandwidth of {side} sum over {size >> 20} MB, GB/s"
@@ -231,6 +244,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if not KEEP_MEMORY.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **KEEP_MEMORY})
+    wanted = KEEP_MEMORY | (NO_AMX if "--no-amx" in sys.argv else {})
+    if not wanted.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wanted})
     sys.exit(main())

@@ -26,6 +26,8 @@ from typing import Any
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 """Environment in which glibc's malloc keeps freed memory, as jemalloc and tcmalloc do. It is read at the
 start of a process, and decides whether large tensors of plain torch cost fresh pages."""
+MATRIX_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+"""Flags of /proc/cpuinfo that decide how fast bfloat16 products are."""
 VERSIONS_OF = ("mindspeed-ms", "torch", "mindspore", "megatron-core", "numpy")
 
 
@@ -55,14 +57,18 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """CPU model, cores this process may use, memory in GB, load; None where hidden."""
+    """CPU model, its bfloat16 instructions, cores that this process may use, memory in GB, load.
+
+    None where /proc hides it.
+    """
     facts: dict[str, Any] = {"cpu": platform.processor() or None, "cores": len(os.sched_getaffinity(0))}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
-        ]
-        facts["cpu"] = names[0] if names else facts["cpu"]
+        fields = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
+        of_first = {name.strip(): value.strip() for name, _, value in reversed(fields)}
+        facts["cpu"] = of_first.get("model name", facts["cpu"])
+        flags = of_first.get("flags", "").split()
+        facts["bf16_instructions"] = [flag for flag in MATRIX_INSTRUCTIONS if flag in flags]
     facts["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     facts["load_1min"] = round(os.getloadavg()[0], 2)
     facts["omp_num_threads"] = os.environ.get("OMP_NUM_THREADS")
