@@ -70,7 +70,7 @@ def _flatten_cpu(tensor):
 
 
 def _write_ascend(flat, size: tuple, stride: tuple, offset: int, source) -> None:
-    _view(flat, size, stride, offset).copy_(source)
+    _view(flat, size, stride, offset).copy_(source.reshape(size))
 
 
 def _write_cpu(flat, size: tuple, stride: tuple, offset: int, source) -> None:

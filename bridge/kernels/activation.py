@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
-from mindspeed_ms.kernels.dispatch import choose, on_mindspore
-from torch.autograd.function import once_differentiable
+from mindspeed_ms.kernels.operator import (
+    Operator,
+    composite_gradient,
+    fake_gradient,
+    fake_like,
+    mindspore_gradient,
+    of_arguments,
+)
+
+Tensor = torch.Tensor
 
 _ROOT_TWO_OVER_PI = math.sqrt(2.0 / math.pi)
 
@@ -35,32 +44,25 @@ ACTIVATIONS: dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]] = {
 }
 
 
-def bias_activation(
-    x: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "gelu_tanh"
-) -> torch.Tensor:
+def bias_activation(x: Tensor, bias: Tensor | None = None, activation: str = "gelu_tanh") -> Tensor:
     """act(x + bias): x (..., features) in fp32, bf16 or fp16, computed in fp32; bias (features,) or None.
 
     `activation` is a key of ACTIVATIONS: "gelu_tanh" (Megatron's bias_gelu), "gelu" (erf), "quick_gelu",
     "silu" or "squared_relu"; ValueError for another name or a bias of the wrong shape.
     """
     _check(activation, x, bias)
-    chosen = choose("bias_activation", x, bias)
-    if chosen == "ascend":
-        return on_mindspore("bias_activation", x, bias, activation)
-    if chosen == "composite":
-        return ACTIVATIONS[activation][1](x if bias is None else x + bias)
-    return _BiasActivation.apply(x, bias, ACTIVATIONS[activation][0])
+    return _BIAS_ACTIVATION(x, bias, activation)
 
 
 def bias_glu(
-    x: torch.Tensor,
-    bias: torch.Tensor | None = None,
+    x: Tensor,
+    bias: Tensor | None = None,
     activation: str = "silu",
     *,
-    weights: torch.Tensor | None = None,
+    weights: Tensor | None = None,
     linear_offset: float = 0.0,
     clamp: float | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """act(gate) * (linear + linear_offset) * weights with (gate, linear) = halves of x + bias (Shazeer 2020).
 
     x: (..., 2 * half), gate first, as in Megatron's bias_swiglu / bias_geglu; bias (2 * half,) or None. With
@@ -75,25 +77,45 @@ def bias_glu(
         raise ValueError(
             f"bias_glu: weights {tuple(weights.shape)} must hold one value per row of {tuple(x.shape)}"
         )
-    chosen = choose("bias_glu", x, bias, weights)
-    if chosen == "ascend":
-        options = {"weights": weights, "linear_offset": linear_offset, "clamp": clamp}
-        return on_mindspore("bias_glu", x, bias, activation, **options)
-    if chosen == "composite":
-        return glu_composite(x, bias, activation, weights, linear_offset, clamp)
-    bound = math.inf if clamp is None else float(clamp)
-    return _BiasGlu.apply(x, bias, weights, ACTIVATIONS[activation][0], float(linear_offset), bound)
+    return _BIAS_GLU(x, bias, weights, activation, float(linear_offset), clamp)
+
+
+def _check(activation: str, x: Tensor, bias: Tensor | None) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; use one of {sorted(ACTIVATIONS)}")
+    if bias is not None and bias.shape != x.shape[-1:]:
+        raise ValueError(
+            f"bias has shape {tuple(bias.shape)}, expected {tuple(x.shape[-1:])} as x ends in it"
+        )
+
+
+# ---- composite
+
+
+def _activation_composite(x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return ACTIVATIONS[activation][1](x if bias is None else x + bias)
 
 
 def glu_composite(
-    x: torch.Tensor,
-    bias: torch.Tensor | None,
+    x: Tensor,
+    bias: Tensor | None,
     activation: str,
-    weights: torch.Tensor | None,
+    weights: Tensor | None,
     linear_offset: float,
     clamp: float | None,
-) -> torch.Tensor:
+) -> Tensor:
     """The reference of `bias_glu` in torch operators."""
+    return _glu_composite(x, bias, weights, activation, linear_offset, clamp)
+
+
+def _glu_composite(
+    x: Tensor,
+    bias: Tensor | None,
+    weights: Tensor | None,
+    activation: str,
+    linear_offset: float,
+    clamp: float | None,
+) -> Tensor:
     gate, linear = (x if bias is None else x + bias).chunk(2, dim=-1)
     if clamp is not None:
         gate, linear = gate.clamp(max=clamp), linear.clamp(-clamp, clamp)
@@ -103,123 +125,233 @@ def glu_composite(
     return y.to(x.dtype)
 
 
-def _check(activation: str, x: torch.Tensor, bias: torch.Tensor | None) -> None:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}; use one of {sorted(ACTIVATIONS)}")
-    if bias is not None and bias.shape != x.shape[-1:]:
-        raise ValueError(
-            f"bias has shape {tuple(bias.shape)}, expected {tuple(x.shape[-1:])} as x ends in it"
-        )
+# ---- csrc
 
 
-def _rows(x: torch.Tensor) -> int:
+def _rows(x: Tensor) -> int:
     return x.numel() // x.shape[-1] if x.dim() and x.shape[-1] else 0
 
 
-class _BiasActivation(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, bias, code):
-        x = x.contiguous()
-        bias = None if bias is None else bias.contiguous()
-        y = torch.empty_like(x)
-        cols = x.shape[-1] if x.dim() else 1
-        launch(
-            "activation_forward",
-            x,
-            code,
-            pointer(x),
-            pointer(bias),
-            pointer(y),
-            x.numel() // max(cols, 1),
-            cols,
-            dtype_code(x),
-            dtype_code(bias),
-        )
-        ctx.save_for_backward(x, bias)
-        ctx.code = code
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, bias = ctx.saved_tensors
-        dy = dy.contiguous()
-        dx = torch.empty_like(x)
-        cols = x.shape[-1] if x.dim() else 1
-        dbias = torch.empty(cols, dtype=bias.dtype, device=x.device) if ctx.needs_input_grad[1] else None
-        launch(
-            "activation_backward",
-            x,
-            ctx.code,
-            pointer(dy),
-            pointer(x),
-            pointer(bias),
-            pointer(dx),
-            pointer(dbias),
-            x.numel() // max(cols, 1),
-            cols,
-            dtype_code(x),
-            dtype_code(bias),
-        )
-        return dx, dbias, None
+def _activation_csrc(x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    x, bias, cols = _dense(x, bias)
+    y = torch.empty_like(x)
+    launch(
+        "activation_forward",
+        x,
+        ACTIVATIONS[activation][0],
+        pointer(x),
+        pointer(bias),
+        pointer(y),
+        x.numel() // max(cols, 1),
+        cols,
+        dtype_code(x),
+        dtype_code(bias),
+    )
+    return y
 
 
-class _BiasGlu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, bias, weights, code, linear_offset, clamp):
-        x = x.contiguous()
-        bias = None if bias is None else bias.contiguous()
-        wide = None if weights is None else weights.float().contiguous()
-        half = x.shape[-1] // 2
-        y = x.new_empty(*x.shape[:-1], half)
-        launch(
-            "glu_forward",
-            x,
-            code,
-            pointer(x),
-            pointer(bias),
-            pointer(wide),
-            pointer(y),
-            _rows(x),
-            half,
-            linear_offset,
-            clamp,
-            dtype_code(x),
-            dtype_code(bias),
-        )
-        ctx.save_for_backward(x, bias, wide)
-        ctx.options = (code, linear_offset, clamp)
-        ctx.weights_like = None if weights is None else (weights.shape, weights.dtype)
-        return y
+def _activation_csrc_backward(
+    dy: Tensor, x: Tensor, bias: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor | None]:
+    x, bias, cols = _dense(x, bias)
+    dy, dx = dy.contiguous(), torch.empty_like(x)
+    dbias = None if bias is None else torch.empty_like(bias)
+    launch(
+        "activation_backward",
+        x,
+        ACTIVATIONS[activation][0],
+        pointer(dy),
+        pointer(x),
+        pointer(bias),
+        pointer(dx),
+        pointer(dbias),
+        x.numel() // max(cols, 1),
+        cols,
+        dtype_code(x),
+        dtype_code(bias),
+    )
+    return dx, dbias
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, bias, weights = ctx.saved_tensors
-        code, linear_offset, clamp = ctx.options
-        dy = dy.contiguous()
-        dx = torch.empty_like(x)
-        dbias = x.new_empty(x.shape[-1], dtype=bias.dtype) if ctx.needs_input_grad[1] else None
-        dweights = x.new_zeros(_rows(x), dtype=torch.float32) if ctx.needs_input_grad[2] else None
-        launch(
-            "glu_backward",
-            x,
-            code,
-            pointer(dy),
-            pointer(x),
-            pointer(bias),
-            pointer(weights),
-            pointer(dx),
-            pointer(dbias),
-            pointer(dweights),
-            _rows(x),
-            x.shape[-1] // 2,
-            linear_offset,
-            clamp,
-            dtype_code(x),
-            dtype_code(bias),
-        )
-        if dweights is not None:
-            shape, dtype = ctx.weights_like
-            dweights = dweights.reshape(shape).to(dtype)
-        return dx, dbias, dweights, None, None, None
+
+def _dense(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
+    return x.contiguous(), None if bias is None else bias.contiguous(), x.shape[-1] if x.dim() else 1
+
+
+def _glu_csrc(
+    x: Tensor,
+    bias: Tensor | None,
+    weights: Tensor | None,
+    activation: str,
+    linear_offset: float,
+    clamp: float | None,
+) -> Tensor:
+    x, bias, cols = _dense(x, bias)
+    weights = None if weights is None else weights.float().contiguous()
+    y = x.new_empty(*x.shape[:-1], cols // 2)
+    launch(
+        "glu_forward",
+        x,
+        ACTIVATIONS[activation][0],
+        pointer(x),
+        pointer(bias),
+        pointer(weights),
+        pointer(y),
+        _rows(x),
+        cols // 2,
+        linear_offset,
+        math.inf if clamp is None else clamp,
+        dtype_code(x),
+        dtype_code(bias),
+    )
+    return y
+
+
+def _glu_csrc_backward(
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    weights: Tensor | None,
+    activation: str,
+    linear_offset: float,
+    clamp: float | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    x, bias, cols = _dense(x, bias)
+    wide = None if weights is None else weights.float().contiguous()
+    dy, dx = dy.contiguous(), torch.empty_like(x)
+    dbias = None if bias is None else torch.empty_like(bias)
+    dweights = None if weights is None else x.new_zeros(_rows(x), dtype=torch.float32)
+    launch(
+        "glu_backward",
+        x,
+        ACTIVATIONS[activation][0],
+        pointer(dy),
+        pointer(x),
+        pointer(bias),
+        pointer(wide),
+        pointer(dx),
+        pointer(dbias),
+        pointer(dweights),
+        _rows(x),
+        cols // 2,
+        linear_offset,
+        math.inf if clamp is None else clamp,
+        dtype_code(x),
+        dtype_code(bias),
+    )
+    if weights is not None:
+        dweights = dweights.reshape(weights.shape).to(weights.dtype)
+    return dx, dbias, dweights
+
+
+# ---- MindSpore: GeluExt, SiLU and their gradients, or the products that make up the others; ops.swiglu
+
+
+def _activation_mindspore(x: Any, bias: Any, activation: str) -> Any:
+    return _activate(x if bias is None else x + bias.astype(x.dtype), activation)
+
+
+def _activation_mindspore_backward(dy: Any, x: Any, bias: Any, activation: str) -> tuple[Any, Any]:
+    from mindspore.ops import auto_generate
+
+    if activation in ("gelu", "gelu_tanh", "silu"):
+        y = x if bias is None else x + bias.astype(x.dtype)
+        if activation == "silu":
+            dx = auto_generate.silu_grad_op(dy, y)
+        else:
+            dx = auto_generate.gelu_grad_ext_op(dy, y, "tanh" if activation == "gelu_tanh" else "none")
+        return dx, None if bias is None else _summed(dx, bias)
+    return mindspore_gradient(_activation_mindspore, 2)(dy, x, bias, activation)
+
+
+def _summed(rows: Any, like: Any) -> Any:
+    """Sum over all rows, in fp32, in the dtype of `like`."""
+    import mindspore as ms
+
+    return rows.reshape((-1, rows.shape[-1])).astype(ms.float32).sum(0).astype(like.dtype)
+
+
+def _glu_mindspore(
+    x: Any, bias: Any, weights: Any, activation: str, linear_offset: float, clamp: float | None
+) -> Any:
+    from mindspore import mint, ops
+
+    y = x if bias is None else x + bias.astype(x.dtype)
+    if activation == "silu" and linear_offset == 0.0 and clamp is None:
+        y = ops.swiglu(y, -1)
+    else:
+        gate, linear = mint.chunk(y, 2, -1)
+        if clamp is not None:
+            gate, linear = mint.clamp(gate, max=clamp), mint.clamp(linear, min=-clamp, max=clamp)
+        y = _activate(gate, activation) * (linear + linear_offset)
+    return y if weights is None else (y * weights.reshape((*y.shape[:-1], 1))).astype(x.dtype)
+
+
+def _glu_mindspore_backward(
+    dy: Any, x: Any, bias: Any, weights: Any, activation: str, linear_offset: float, clamp: float | None
+) -> tuple[Any, ...]:
+    from mindspore.ops import auto_generate
+
+    if activation == "silu" and linear_offset == 0.0 and clamp is None and weights is None:
+        dx = auto_generate.swiglu_grad_op(dy, x if bias is None else x + bias.astype(x.dtype), -1)
+        return dx, None if bias is None else _summed(dx, bias), None
+    options = (activation, linear_offset, clamp)
+    return mindspore_gradient(_glu_mindspore, 3)(dy, x, bias, weights, *options)
+
+
+def _activate(x: Any, activation: str) -> Any:
+    from mindspore import mint
+
+    functional = mint.nn.functional
+    if activation in ("gelu", "gelu_tanh"):
+        return functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+    if activation == "silu":
+        return functional.silu(x)
+    if activation == "quick_gelu":
+        return x * mint.sigmoid(x * 1.702)
+    return mint.square(functional.relu(x))
+
+
+# ---- operators
+
+
+_BIAS_ACTIVATION = Operator(
+    "bias_activation(Tensor x, Tensor? bias, str activation) -> Tensor",
+    decides=("x", "bias"),
+    fake=lambda x, *_: fake_like(x),
+    composite=_activation_composite,
+    csrc=_activation_csrc,
+    mindspore=_activation_mindspore,
+    gradient=of_arguments(
+        Operator(
+            "bias_activation_backward(Tensor dy, Tensor x, Tensor? bias, str activation) -> (Tensor, Tensor)",
+            decides=("x", "bias"),
+            fake=fake_gradient(2),
+            composite=composite_gradient(_activation_composite, 2),
+            csrc=_activation_csrc_backward,
+            mindspore=_activation_mindspore_backward,
+        ),
+        2,
+    ),
+)
+
+_GLU = "Tensor x, Tensor? bias, Tensor? weights, str activation, float linear_offset, float? clamp"
+
+_BIAS_GLU = Operator(
+    f"bias_glu({_GLU}) -> Tensor",
+    decides=("x", "bias", "weights"),
+    fake=lambda x, *_: x.new_empty(*x.shape[:-1], x.shape[-1] // 2),
+    composite=_glu_composite,
+    csrc=_glu_csrc,
+    mindspore=_glu_mindspore,
+    gradient=of_arguments(
+        Operator(
+            f"bias_glu_backward(Tensor dy, {_GLU}) -> (Tensor, Tensor, Tensor)",
+            decides=("x", "bias", "weights"),
+            fake=fake_gradient(3),
+            composite=composite_gradient(_glu_composite, 3),
+            csrc=_glu_csrc_backward,
+            mindspore=_glu_mindspore_backward,
+        ),
+        3,
+    ),
+)

@@ -123,7 +123,7 @@ def attention(
         return _unfit(query, key, value, plan, with_lse)
 
     chosen = choose("attention", query, key, value, refusal=refusal)
-    if chosen == "ascend" and one_dtype:
+    if chosen == "mindspore" and one_dtype:
         out, lse = _on_ascend(query, key, value, mask, plan, packed)
     elif chosen == "csrc" and one_dtype:
         out, lse = _Attention.apply(query, key, value, mask, plan)

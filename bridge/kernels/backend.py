@@ -15,7 +15,7 @@ from mindspeed_ms._native import kernels as _native
 #: Storage types of the native kernels, by the codes of csrc/kernels/prelude.h.
 DTYPE_CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-IMPLEMENTATIONS = ("csrc", "ascend", "composite")
+IMPLEMENTATIONS = ("csrc", "composite")
 VARIABLE = "MINDSPEED_MS_KERNELS"
 """Forces an implementation at start, see :func:`force_implementation`."""
 
@@ -32,10 +32,9 @@ _forced = _known(os.environ.get(VARIABLE) or None)
 
 
 def force_implementation(name: str | None) -> None:
-    """Makes every kernel use one implementation: "csrc", "ascend" or "composite"; None chooses per call.
+    """Makes every kernel use one implementation: "csrc" or "composite"; None chooses per call.
 
-    "ascend" on the CPU target is a dry run for npu tensors: MindSpore infers shapes and dtypes of the Ascend
-    operators, forward and backward, and every result is zeros. MINDSPEED_MS_KERNELS sets the same at start.
+    MINDSPEED_MS_KERNELS sets the same at start.
     """
     global _forced
     _forced = _known(name)
@@ -52,8 +51,8 @@ def on_ascend() -> bool:
 def implementation(*tensors: torch.Tensor | None) -> str:
     """Which implementation takes these tensors: native for fp32, bf16 and fp16, else the composite.
 
-    Native is "ascend" for npu tensors where the target is Ascend, "csrc" elsewhere. The composite, too, for
-    npu tensors in opaque memory on the CPU target, which has no address that native code could read, for
+    Native is "mindspore" for npu tensors where the target is Ascend, "csrc" elsewhere. The composite, too,
+    for npu tensors in opaque memory on the CPU target, which has no address that native code could read, for
     wrappers (a DTensor), which have no memory at all, and on route host, whose numbers are those of torch's
     operators.
     """
@@ -65,8 +64,8 @@ def implementation(*tensors: torch.Tensor | None) -> str:
     for tensor in tensors:
         if tensor is not None and (tensor.dtype not in DTYPE_CODES or _is_wrapper(tensor)):
             return "composite"
-    if npu and (_forced == "ascend" or on_ascend()):
-        return "ascend"
+    if npu and on_ascend():
+        return "mindspore"
     return "composite" if npu and _runtime.opaque_memory() else "csrc"
 
 
@@ -89,6 +88,11 @@ def counted(name: str, tensor: torch.Tensor) -> AbstractContextManager:
     if tensor.device.type != "npu":
         return nullcontext()
     return _runtime.Timed(f"mindspeed_ms::{name}", tensor.dtype)
+
+
+def counted_on_mindspore(name: str, dtype: torch.dtype) -> AbstractContextManager:
+    """Counts its body as one call of kernel `name` on route mindspore."""
+    return _runtime.Timed(f"mindspeed_ms::{name}", dtype, on_mindspore=True)
 
 
 def launch(kernel: str, tensor: torch.Tensor, *arguments: Any) -> Any:

@@ -33,7 +33,7 @@ def vocab_parallel_cross_entropy(
     split = group is not None and group.size() > 1
     refusal = "the operator knows the vocabulary of one rank" if split else None
     chosen = choose("vocab_parallel_cross_entropy", logits, refusal=refusal)
-    if chosen == "ascend":
+    if chosen == "mindspore":
         return on_mindspore("vocab_parallel_cross_entropy", logits, target, label_smoothing)
     if chosen == "composite":
         return cross_entropy_composite(logits, target, label_smoothing, group)

@@ -97,19 +97,17 @@ def _log_once(kernel: str, reason: str) -> None:
 def choose(
     kernel: str, *tensors: torch.Tensor | None, refusal: str | Callable[[], str | None] | None = None
 ) -> str:
-    """Which implementation takes this call of `kernel`: "csrc", "ascend" or "composite".
+    """Which implementation takes this call of `kernel`: "csrc", "mindspore" or "composite".
 
-    As :func:`mindspeed_ms.kernels.implementation`; on Ascend the composite, with one log line, for a kernel
-    without a form or for the reason `refusal` (a string, or what computes it when needed).
+    As :func:`mindspeed_ms.kernels.implementation`; on Ascend the composite, with one log line, for the reason
+    `refusal` (a string, or what computes it when needed).
     """
     chosen = implementation(*tensors)
-    if chosen != "ascend":
+    if chosen != "mindspore":
         return chosen
     reason = refusal() if callable(refusal) else refusal
-    if kernel not in FORMS:
-        reason = "it has no form of its own"
     if reason is None:
-        return "ascend"
+        return "mindspore"
     _log_once(kernel, reason)
     return "composite"
 

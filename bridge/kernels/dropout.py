@@ -33,7 +33,7 @@ def bias_dropout_add(
     residual = residual.to(x.dtype)
     drops = training and probability > 0.0
     chosen = choose("bias_dropout_add", x, bias)
-    if chosen == "ascend":
+    if chosen == "mindspore":
         seed = draw_seed(x, generator) if drops else None
         return on_mindspore("bias_dropout_add", x, bias, residual, probability if drops else 0.0, seed=seed)
     mask = None

@@ -36,7 +36,7 @@ def embedding_grad(
         scale = (1.0 / counts.float())[inverse].contiguous()
     rows = grad.reshape(-1, hidden).contiguous()
     chosen = choose("embedding_grad", grad, out)
-    if chosen == "ascend":
+    if chosen == "mindspore":
         inside = (flat >= 0) & (flat < table_rows)
         rows = rows * inside.unsqueeze(-1)
         if scale is not None:

@@ -32,7 +32,7 @@ def grouped_matmul(
     if not len(weights):
         raise ValueError("grouped_matmul: no groups")
     refusal = None if x.dtype == weights[0].dtype else "rows and matrices have different dtypes"
-    if choose("grouped_matmul", x, *weights, refusal=refusal) == "ascend":
+    if choose("grouped_matmul", x, *weights, refusal=refusal) == "mindspore":
         # The operator takes one tensor of all matrices; Transformer Engine's layers hold them apart.
         matrices = weights if isinstance(weights, torch.Tensor) else torch.stack(tuple(weights))
         ends = torch.tensor(list(itertools.accumulate(counts)), dtype=torch.int64, device=x.device)

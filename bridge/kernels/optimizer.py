@@ -45,7 +45,7 @@ def adam_step(
     plain = decoupled and bias_correction and all(t.dtype == torch.float32 for t in state)
     dense = all(t.is_contiguous() for t in state)
     refusal = None if plain and dense else "AdamW updates contiguous float32 tensors, with bias correction"
-    if params and choose("adam_step", *state, *grads, refusal=refusal) == "ascend":
+    if params and choose("adam_step", *state, *grads, refusal=refusal) == "mindspore":
         counter = torch.tensor([step - 1], dtype=torch.float32, device=params[0].device)
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         for p, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
@@ -194,7 +194,7 @@ def multi_scale(
 
 def l2_norm(tensors: Tensors) -> float:
     """Euclidean norm of all elements together (multi_tensor_l2norm); 0 for an empty list."""
-    if tensors and choose("l2_norm", *tensors) == "ascend":
+    if tensors and choose("l2_norm", *tensors) == "mindspore":
         norms = torch.stack([on_mindspore("l2_norm", t.reshape(-1).float()) for t in tensors])
         return on_mindspore("l2_norm", norms).item()
     _, norms = multi_scale(tensors, 1.0, want_norms=True)

@@ -58,7 +58,7 @@ def _permutation_composite(marks: torch.Tensor, capacity: int | None, wanted: in
 def gather_rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """x[index] for x (n, ...) and int64 index (rows,): (rows, ...). Its gradient sums in fp32, in order."""
     chosen = choose("gather_rows", x)
-    if chosen == "ascend":
+    if chosen == "mindspore":
         return on_mindspore("gather_rows", x, index)
     if chosen == "composite":
         return x.index_select(0, index)
@@ -79,7 +79,7 @@ def combine_rows(
             f"{None if weights is None else tuple(weights.shape)} do not fit x {tuple(x.shape)}"
         )
     chosen = choose("combine_rows", x, weights)
-    if chosen == "ascend":
+    if chosen == "mindspore":
         return on_mindspore("combine_rows", x, index, into, weights)
     if chosen == "composite":
         wide = x if x.dtype == torch.float64 else x.float()
@@ -107,7 +107,7 @@ def permute(
     def refusal() -> str | None:
         return _irregular(tokens, routing_map, rows.token.shape[0])
 
-    if choose("permute", tokens, refusal=refusal) != "ascend":
+    if choose("permute", tokens, refusal=refusal) != "mindspore":
         return gather_rows(tokens, rows.token), back
     experts = routing_map.to(torch.bool).nonzero()[:, 1].to(torch.int32).view(tokens.shape[0], -1)
     permuted, places = on_mindspore("permute", tokens, experts)
@@ -139,7 +139,7 @@ def unpermute(
         (by_row is not None and by_row.dtype != x.dtype, "the operator takes weights of the rows' dtype"),
     )
     reason = next((why for refused, why in reasons if refused), None)
-    if choose("unpermute", x, by_row, refusal=reason) != "ascend":
+    if choose("unpermute", x, by_row, refusal=reason) != "mindspore":
         return combine_rows(x, back[1], tokens, by_row)
     weights = x.new_ones(back.shape[1]) if by_row is None else gather_rows(by_row, back[2])
     return on_mindspore("unpermute", x, back[2].to(torch.int32), weights.view(tokens, -1))

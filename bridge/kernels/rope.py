@@ -61,7 +61,7 @@ def rope(
     if chosen == "composite":  # float64 keeps the angles' own precision
         return rope_composite(x, _rows(freqs, positions), layout, mscale=mscale)
     cos, sin = (_rows(table, positions) for table in _cos_sin(freqs, mscale))
-    if chosen == "ascend":
+    if chosen == "mindspore":
         return on_mindspore("rope", x, cos, sin, layout)
     return _Rope.apply(x, cos, sin, LAYOUTS[layout], False)
 
@@ -163,7 +163,7 @@ def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: str = "h
     if chosen == "composite":
         return _turn_composite(x, cos, sin, layout)
     cos, sin = (table.detach().float().contiguous() for table in (cos, sin))
-    if chosen == "ascend":
+    if chosen == "mindspore":
         return on_mindspore("rope", x, cos, sin, layout)
     return _Rope.apply(x, cos, sin, LAYOUTS[layout], False)
 

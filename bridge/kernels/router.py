@@ -41,7 +41,7 @@ def topk_router(
     bias = None if expert_bias is None else expert_bias.detach().float().contiguous()
     options = (code, False, topk, groups or 0, group_topk or 0, float(scaling_factor or 1.0))
     chosen = choose("topk_router", logits)
-    if chosen == "ascend":
+    if chosen == "mindspore":
         return on_mindspore(
             "topk_router",
             logits,

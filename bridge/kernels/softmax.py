@@ -24,7 +24,7 @@ def scaled_softmax(
     if mask is not None:
         mask = _four_dimensional(mask, x)
     chosen = choose("scaled_softmax", x)
-    if chosen == "ascend":
+    if chosen == "mindspore":
         return on_mindspore("scaled_softmax", x, mask, scale, causal=causal)
     if chosen == "composite":
         return softmax_composite(x, mask, scale, causal=causal)

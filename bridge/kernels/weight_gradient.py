@@ -35,7 +35,7 @@ def accumulate_weight_gradient(
     wide = main_grad.dtype == torch.float32 and main_grad.is_contiguous()
     fits = wide and rows.dtype == columns.dtype != torch.float32
     refusal = None if fits else "the operator adds 16-bit products to contiguous float32"
-    if choose("accumulate_weight_gradient", rows, columns, main_grad, refusal=refusal) == "ascend":
+    if choose("accumulate_weight_gradient", rows, columns, main_grad, refusal=refusal) == "mindspore":
         on_mindspore("accumulate_weight_gradient", columns, rows, main_grad)
     elif _direct(rows, columns, main_grad):
         with counted("weight_gradient", rows):

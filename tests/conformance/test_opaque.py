@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = (
     "tests/conformance/test_aliasing.py",
     "tests/unit/test_device.py",
-    "tests/unit/test_kernels_dispatch.py",
+    "tests/unit/test_kernels_operators.py",
 )
 
 READ_BEHIND_THE_TENSOR = """

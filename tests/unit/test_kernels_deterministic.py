@@ -11,11 +11,10 @@ from contextlib import contextmanager
 import mindspeed_ms.patch  # noqa: F401 - the device
 import pytest
 import torch
+from kernel_samples import MADE_OF_KERNELS
 from mindspeed_ms import kernels
 from mindspeed_ms.kernels import aten, matmul
 from mindspeed_ms.kernels.weight_gradient import accumulate_weight_gradient
-
-from tests.conformance.ascend_table import MADE_OF_KERNELS
 
 THREADS = (1, 2, 3)
 DTYPES = (torch.float32, torch.bfloat16)

@@ -1,0 +1,93 @@
+"""Every kernel is an operator that torch's tools see whole: opcheck, torch.compile, profiler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import mindspeed_ms.patch  # noqa: F401 - the device
+import pytest
+import torch
+from kernel_samples import SAMPLES, Draw
+from mindspeed_ms import kernels
+from mindspeed_ms.kernels.operator import OPERATORS
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+DEVICES = ("cpu", "npu")
+ROWS = [(name, number) for name, samples in SAMPLES.items() for number in range(len(samples))]
+UTILS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Seen(TorchDispatchMode):
+    """Keeps every call of an operator of ours, as tools of torch's dispatcher do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "mindspeed_ms":
+            self.calls.append((func, tree_map_only(torch.Tensor, lambda t: t.detach().clone(), args)))
+        return func(*args, **(kwargs or {}))
+
+
+def called(name: str, number: int, device: str) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """The calls that a sample makes, forward and backward."""
+    args = SAMPLES[name][number](Draw(device, torch.float32))
+    with Seen() as seen:
+        found = [t for t in tree_leaves(OPERATORS[name](*args)) if isinstance(t, torch.Tensor)]
+        wanted = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor) and t.requires_grad]
+        outputs = [t for t in found if t.requires_grad]
+        if outputs:
+            torch.autograd.grad(outputs, wanted, [torch.ones_like(t) for t in outputs])
+    yield from seen.calls
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("name", "number"), ROWS)
+def test_opcheck(name, number, device):
+    torch.manual_seed(0)
+    args = SAMPLES[name][number](Draw(device, torch.float32))
+    differentiable = any(isinstance(t, torch.Tensor) and t.requires_grad for t in tree_leaves(args))
+    # torch checks the registration of gradients for its own devices only.
+    own = ("test_autograd_registration",) if device == "cpu" and differentiable else ()
+    torch.library.opcheck(OPERATORS[name].overload, args, test_utils=(*UTILS, *own))
+    calls = list(called(name, number, device))
+    assert calls[0][0] is OPERATORS[name].overload
+    for overload, given in calls[1:]:
+        torch.library.opcheck(overload, given, test_utils=UTILS)
+
+
+def test_every_operator_is_called_by_a_sample():
+    seen = {overload._opname for name, number in ROWS for overload, _ in called(name, number, "cpu")}
+    assert seen == set(OPERATORS)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_torch_compile_holds_a_kernel_whole(device):
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def layer(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return kernels.bias_glu(kernels.rms_norm(x, weight)).sum()
+
+    x, weight = torch.randn(4, 32).to(device).requires_grad_(), torch.ones(32).to(device).requires_grad_()
+    found = torch.autograd.grad(torch.compile(layer, fullgraph=True, backend=backend)(x, weight), (x, weight))
+    expected = torch.autograd.grad(layer(x, weight), (x, weight))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    ours = [node.target._opname for node in graphs[0].graph.nodes if "mindspeed_ms" in str(node.target)]
+    assert ours == ["rms_norm", "bias_glu"]
+
+
+def test_the_profiler_names_a_kernel():
+    x = torch.randn(4, 32, device="npu", requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        kernels.rms_norm(x).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {"mindspeed_ms::rms_norm", "mindspeed_ms::rms_norm_backward"} <= names
