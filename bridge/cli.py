@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from mindspeed_ms import __version__, run
+from mindspeed_ms.commands import env
+from mindspeed_ms.config import settings
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,6 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--all", action="store_true", help="every row, not only the 30 that took longest")
     add.set_defaults(do=_coverage)
 
+    add = commands.add_parser("env", help="each variable of the environment that counts: value, origin, why")
+    env.add_arguments(add)
+    add.set_defaults(do=env.execute)
+
     add = commands.add_parser("patches", help="each patch of torch and Megatron: target, state, why")
     add.add_argument("--megatron-lm-path", metavar="DIR", help="a Megatron-LM checkout to patch instead")
     add.set_defaults(do=_patches)
@@ -58,10 +64,10 @@ def _doctor(options: argparse.Namespace) -> int:
 def _coverage(options: argparse.Namespace) -> int:
     from mindspeed_ms import coverage_report
 
-    name = options.file or os.environ.get(coverage_report.VARIABLE)
+    name = options.file or settings.COVERAGE.value
     if not name:
         return _fail(
-            "coverage", f"name the file that `run --coverage FILE` wrote, or set {coverage_report.VARIABLE}"
+            "coverage", f"name the file that `run --coverage FILE` wrote, or set {settings.COVERAGE.name}"
         )
     try:
         report = coverage_report.read(Path(name))

@@ -14,9 +14,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-VARIABLE = "MINDSPEED_MS_COVERAGE"
-CLAIMED = "MINDSPEED_MS_COVERAGE_CLAIMED"
-"""Set for child processes: the rank whose report an ancestor writes already."""
+from mindspeed_ms.config import settings
+
 OURS = ("mindspore", "csrc")
 
 
@@ -27,14 +26,13 @@ def write_at_exit() -> None:
     starts (DataLoader workers, checkpoint writers) inherit the variable but do not write; torchrun, which has
     the bridge on with MINDSPEED_MS_AUTOLOAD and counts nothing, leaves rank 0's report alone.
     """
-    name = os.environ.get(VARIABLE)
-    if not name:
+    path = settings.COVERAGE.value
+    if path is None:
         return
-    path = Path(name)
     claim = os.environ.get("RANK", "none")
-    if os.environ.get(CLAIMED) == claim:
+    if settings.COVERAGE_CLAIMED.value == claim:
         return
-    os.environ[CLAIMED] = claim
+    settings.COVERAGE_CLAIMED.hand_on(claim)
     rank = 0 if claim == "none" else int(claim)
     if rank:
         path = path.with_name(f"{path.stem}.rank{rank}{path.suffix}")

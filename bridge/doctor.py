@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mindspeed_ms import versions
+from mindspeed_ms.config import settings
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ GROUPS_OF_A_RANK = 8
 
 
 def _exchange() -> Iterator[Finding]:
-    from mindspeed_ms.comm import engine, limits
+    from mindspeed_ms.comm import limits
 
     what, ranks = "exchange of ranks", max(2, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     try:
@@ -81,7 +82,7 @@ def _exchange() -> Iterator[Finding]:
     except OSError as error:
         yield Finding(what, "none", f"this kernel gives no memory that ranks could share: {error}")
         return
-    way = os.environ.get(engine.SEGMENT_VARIABLE, "proc")
+    way = settings.SEGMENT.value
     left, whose = limits.memory_left()
     value = (
         f"{segment.nbytes / 2**20:.0f} MiB for a group of {ranks} ranks, found by way of {way}; "
@@ -92,7 +93,7 @@ def _exchange() -> Iterator[Finding]:
         advice = f"give the {whose} more memory, or start fewer ranks: tensors of ranks pass through it"
     elif way == "proc" and not limits.can_be_opened(segment.path):
         advice = (
-            f"set {engine.SEGMENT_VARIABLE}=socket: this system hides the open files of other processes, "
+            f"set {settings.SEGMENT.name}=socket: this system hides the open files of other processes, "
             "where ranks look for the memory that they share"
         )
     yield Finding(what, value, advice)

@@ -7,8 +7,10 @@ already has).
 """
 
 from mindspeed_ms import versions
+from mindspeed_ms.config import settings
 
 versions.check()
+settings.check()
 
 # the versions come first: their message is the clear one
 from mindspeed_ms import comm, coverage_report, device, launch  # noqa: E402

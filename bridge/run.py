@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mindspeed_ms import launch
+from mindspeed_ms.config import settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,12 +47,12 @@ def execute(options: argparse.Namespace) -> int:
     if options.log_dir:
         _copy_output_to(Path(options.log_dir), int(os.environ.get("RANK", "0")))
     if options.coverage:
-        os.environ["MINDSPEED_MS_COVERAGE"] = os.path.abspath(options.coverage)
+        settings.COVERAGE.hand_on(os.path.abspath(options.coverage))
     _be_a_group_of_one()
     launch.set_threads()
 
     # Processes that the script spawns import it again: Megatron's checkpoint writer is one.
-    os.environ["MINDSPEED_MS_AUTOLOAD"] = "1"
+    settings.AUTOLOAD.hand_on("1")
 
     import mindspeed_ms.patch  # noqa: F401
 

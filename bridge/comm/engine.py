@@ -18,15 +18,12 @@ from mindspeed_ms import _native
 from mindspeed_ms.comm import descriptors
 from mindspeed_ms.comm.errors import PeerLostError
 from mindspeed_ms.comm.roster import Member, wait_for_key
+from mindspeed_ms.config import settings
 
 KINDS: dict[str, int] = dict(_native.comm.KINDS)
 DTYPES: dict[torch.dtype, int] = {getattr(torch, name): code for name, code in _native.comm.DTYPES.items()}
 NO_OP = 9
 """Code of "no reduction" (``c10d::ReduceOp::UNUSED``)."""
-
-SEGMENT_VARIABLE = "MINDSPEED_MS_SEGMENT"
-"""How the other ranks get at the memory that one of them made: ``proc`` (its open files below /proc, the
-default), or ``socket`` where a kernel hides those."""
 
 RING_SLOTS = 4
 LINGER_SECONDS = 10.0
@@ -175,8 +172,7 @@ def connect(
 
     Whoever comes first creates the segment; its nonce travels through the store, so that no segment of
     another run can be taken for it. The memory has no name in any file system: nothing can be left behind.
-    Raises PeerLostError when a rank dies before it arrived, CollectiveTimeoutError after ``timeout``,
-    ValueError for an unknown :data:`SEGMENT_VARIABLE`.
+    Raises PeerLostError when a rank dies before it arrived, CollectiveTimeoutError after ``timeout``.
     """
     native = _native.comm
     peers = [(g, m.pid, m.start_time) for g, m in zip(global_ranks, members, strict=True)]
@@ -190,11 +186,9 @@ def connect(
                 )
 
     if store.add("shm/creator", 1) == 1:
-        nonce, way = uuid.uuid4().hex, os.environ.get(SEGMENT_VARIABLE, "proc")
-        if way not in ("proc", "socket"):
-            raise ValueError(f"{SEGMENT_VARIABLE}={way!r} is no way to share memory; choose proc or socket")
+        nonce = uuid.uuid4().hex
         segment = native.Segment.create(len(peers), chunk_bytes(len(peers)), RING_SLOTS, nonce)
-        sender = descriptors.Sender(segment.descriptor, nonce) if way == "socket" else None
+        sender = descriptors.Sender(segment.descriptor, nonce) if settings.SEGMENT.value == "socket" else None
         store.set("shm/segment", json.dumps([None if sender else segment.path, nonce]))
         release = sender.close if sender else _nothing
         return SharedMemoryEngine(native.Engine(segment, rank, peers, group), members, release)
@@ -207,7 +201,7 @@ def connect(
         raise PeerLostError(
             f"rank {global_ranks[rank]} cannot map the memory of group '{group}' ({error}): its creator has "
             "left already, or this kernel hides other processes' files (then set "
-            f"{SEGMENT_VARIABLE}=socket)"
+            f"{settings.SEGMENT.name}=socket)"
         ) from error
     return SharedMemoryEngine(native.Engine(segment, rank, peers, group), members, None)
 

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mindspeed_ms.comm.errors import GroupClosedError
+from mindspeed_ms.config import settings
 
 if TYPE_CHECKING:
     from mindspeed_ms.comm.process_group import ProcessGroupMindSpore
-
-DIRECTORY_VARIABLE = "MINDSPEED_MS_FLIGHT_DIR"
 
 _groups: weakref.WeakSet[ProcessGroupMindSpore] = weakref.WeakSet()
 _lock = threading.Lock()
@@ -33,8 +32,7 @@ _failing = False  # a collective failed, or an exception that nobody caught ends
 
 def directory() -> Path:
     """Where flight records go."""
-    chosen = os.environ.get(DIRECTORY_VARIABLE)
-    return Path(chosen) if chosen else Path(tempfile.gettempdir()) / "mindspeed_ms_flight"
+    return settings.FLIGHT_DIR.value or Path(tempfile.gettempdir()) / "mindspeed_ms_flight"
 
 
 def record_path(rank: int | str) -> Path:

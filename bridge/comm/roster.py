@@ -19,8 +19,7 @@ from pathlib import Path
 import torch.distributed as dist
 from mindspeed_ms import _native
 from mindspeed_ms.comm.errors import CollectiveTimeoutError, PeerLostError
-
-HOST_VARIABLE = "MINDSPEED_MS_HOST_ID"
+from mindspeed_ms.config import settings
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,8 @@ def host_id() -> str:
 
     ``MINDSPEED_MS_HOST_ID`` overrides it, for instance where two containers do share both.
     """
-    chosen = os.environ.get(HOST_VARIABLE)
-    if chosen:
-        return chosen
+    if settings.HOST_ID.value:
+        return settings.HOST_ID.value
     facts = [Path("/proc/sys/kernel/random/boot_id").read_text().strip()]
     facts += [os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "net")]
     return hashlib.sha256("/".join(facts).encode()).hexdigest()[:16]

@@ -6,7 +6,6 @@ of an Ascend device: MindSpore's communication, that is HCCL.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import cache
@@ -14,24 +13,15 @@ from functools import cache
 import torch.distributed as dist
 from mindspeed_ms.comm import roster
 from mindspeed_ms.comm.engine import Engine, connect
-
-ENGINE_VARIABLE = "MINDSPEED_MS_ENGINE"
-"""``mindspore`` sends npu tensors through MindSpore's communication on the CPU target, too, as tests do:
-MindSpore's CPU backend has an all_reduce and little else. ``auto``, the default, does so on Ascend only."""
+from mindspeed_ms.config import settings
 
 
 @cache
 def through_mindspore() -> bool:
-    """Whether npu tensors travel by MindSpore's communication.
-
-    Raises ValueError for an unknown :data:`ENGINE_VARIABLE`.
-    """
+    """Whether npu tensors travel by MindSpore's communication (MINDSPEED_MS_ENGINE)."""
     from mindspeed_ms.device.mindspore import target
 
-    choice = os.environ.get(ENGINE_VARIABLE, "auto")
-    if choice not in ("auto", "mindspore"):
-        raise ValueError(f"{ENGINE_VARIABLE}={choice!r} is no choice of an engine; choose auto or mindspore")
-    return choice == "mindspore" or target() == "Ascend"
+    return settings.ENGINE.value == "mindspore" or target() == "Ascend"
 
 
 def make_engine(

@@ -11,6 +11,7 @@ import os
 
 import torch
 from mindspeed_ms import _runtime
+from mindspeed_ms.config import settings
 from mindspeed_ms.device import mindspore, npu, sharing
 
 __all__ = ["enable", "from_mindspore", "redirect_cuda", "to_mindspore"]
@@ -23,12 +24,10 @@ def enable() -> None:
 
     Environment:
         LOCAL_WORLD_SIZE: number of npu devices that this process sees (ranks of this host), 1 by default.
-        MINDSPEED_MS_ROUTE: auto (default), strict or host; see :mod:`mindspeed_ms.ops.routes`.
-        MINDSPEED_MS_TARGET: CPU (default) or Ascend.
-        MINDSPEED_MS_MEMORY: host (default on CPU) or opaque (always on Ascend).
+        ROUTE, TARGET and MEMORY of :mod:`mindspeed_ms.config.settings`.
 
     Raises:
-        ValueError: an environment variable has a value that is not listed above.
+        ValueError: an environment variable has a value that is not possible.
     """
     global _enabled
     if _enabled:
@@ -37,7 +36,7 @@ def enable() -> None:
     _runtime.register_device()
     _runtime.set_initializer(_initialize)
     _runtime.set_mindspore_starter(mindspore.start)
-    _runtime.set_default_route_mode(_route_from_environment())
+    _runtime.set_default_route_mode(_runtime.RouteMode.__members__[settings.ROUTE.value])
     mindspore.choose_memory()
     torch.utils.rename_privateuse1_backend("npu")
     torch._register_device_module("npu", npu)
@@ -56,14 +55,6 @@ def redirect_cuda() -> None:
     if not _redirected:
         _runtime.register_cuda_redirect()
         _redirected = True
-
-
-def _route_from_environment() -> _runtime.RouteMode:
-    name = os.environ.get("MINDSPEED_MS_ROUTE", "auto")
-    modes = _runtime.RouteMode.__members__
-    if name not in modes:
-        raise ValueError(f"MINDSPEED_MS_ROUTE={name!r} is not a route; choose one of {', '.join(modes)}.")
-    return modes[name]
 
 
 def _initialize() -> None:

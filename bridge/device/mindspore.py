@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -10,8 +9,7 @@ from types import ModuleType
 
 import torch
 from mindspeed_ms import _runtime
-
-TARGETS = ("CPU", "Ascend")
+from mindspeed_ms.config import settings
 
 DTYPES = {
     "bool_": torch.bool,
@@ -39,17 +37,12 @@ SCALAR_TYPES = (
 
 def target() -> str:
     """``CPU`` or ``Ascend``, from MINDSPEED_MS_TARGET."""
-    name = os.environ.get("MINDSPEED_MS_TARGET", "CPU")
-    if name not in TARGETS:
-        raise ValueError(f"MINDSPEED_MS_TARGET={name!r} is not a target; choose one of {', '.join(TARGETS)}.")
-    return name
+    return settings.TARGET.value
 
 
 def choose_memory() -> None:
     """Opaque memory on Ascend, or where MINDSPEED_MS_MEMORY=opaque asks for it; host memory else."""
-    kind = os.environ.get("MINDSPEED_MS_MEMORY", "opaque" if target() == "Ascend" else "host")
-    if kind not in ("host", "opaque"):
-        raise ValueError(f"MINDSPEED_MS_MEMORY={kind!r} is not a kind of memory; choose host or opaque.")
+    kind = settings.MEMORY.value or ("opaque" if target() == "Ascend" else "host")
     if kind == "host" and target() == "Ascend":
         raise ValueError("MINDSPEED_MS_MEMORY=host is for the CPU target: Ascend memory is not host memory.")
     _runtime.set_opaque_memory(kind == "opaque")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from types import ModuleType
@@ -11,13 +10,12 @@ from typing import Any
 import torch
 from mindspeed_ms import _runtime
 from mindspeed_ms._native import kernels as _native
+from mindspeed_ms.config import settings
 
 #: Storage types of the native kernels, by the codes of csrc/kernels/prelude.h.
 DTYPE_CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 IMPLEMENTATIONS = ("csrc", "composite")
-VARIABLE = "MINDSPEED_MS_KERNELS"
-"""Forces an implementation at start, see :func:`force_implementation`."""
 
 _threads = 0
 
@@ -28,7 +26,7 @@ def _known(name: str | None) -> str | None:
     return name
 
 
-_forced = _known(os.environ.get(VARIABLE) or None)
+_forced = settings.KERNELS.value
 
 
 def force_implementation(name: str | None) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 from mindspeed_ms import __version__
+from mindspeed_ms.config import settings
 from mindspeed_ms.ops.fences import precise
 from mindspeed_ms.ops.registry import Lowering
 
-VARIABLE = "MINDSPEED_MS_AUTO_ROUTES"
 DEFAULT = Path(__file__).with_name("auto_routes.json")
 
 
@@ -50,9 +50,9 @@ def is_current(file: Path) -> bool:
 
 def path() -> Path:
     """The file in force."""
-    named = os.environ.get(VARIABLE)
+    named = settings.AUTO_ROUTES.value
     if named:
-        return Path(named)
+        return named
     return measured() if is_current(measured()) else DEFAULT
 
 
@@ -68,7 +68,7 @@ def apply(table: dict[str, Lowering]) -> None:
         routes = json.loads(file.read_text())["routes"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{file} holds no table of routes ({error!r}); remove {VARIABLE} or remake the file."
+            f"{file} holds no table of routes ({error!r}); unset {settings.AUTO_ROUTES.name} or remake it."
         ) from None
     for name, by_dtype in routes.items():
         entry = table.get(name)

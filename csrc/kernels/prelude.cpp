@@ -2,13 +2,10 @@
 
 #include <unistd.h>
 
-#include <cstdlib>
-
 namespace mindspeed_ms::kernels {
 
 bool should_stream(std::int64_t bytes) {
   static const std::int64_t limit = [] {
-    if (const char* e = getenv("MSK_ST")) return static_cast<std::int64_t>(atoll(e)) << 20;
     std::int64_t found = std::int64_t{16} << 20;
 #if defined(_SC_LEVEL3_CACHE_SIZE)
     const std::int64_t shared = sysconf(_SC_LEVEL3_CACHE_SIZE), own = sysconf(_SC_LEVEL2_CACHE_SIZE);

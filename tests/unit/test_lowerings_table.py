@@ -9,6 +9,7 @@ import mindspeed_ms.patch  # noqa: F401 - switches the device on
 import pytest
 import torch
 from mindspeed_ms import _runtime
+from mindspeed_ms.config import settings
 from mindspeed_ms.ops import auto, calibrate, fences, registry, schemas
 from mindspeed_ms.ops.schemas import Form
 
@@ -93,10 +94,10 @@ def test_a_bad_table_of_routes_fails(
 ) -> None:
     file = tmp_path / "routes.json"
     file.write_text(text)
-    monkeypatch.setenv(auto.VARIABLE, str(file))
+    monkeypatch.setattr(settings.AUTO_ROUTES, "known", (file,))
     with pytest.raises(ValueError, match=message):
         auto.apply(registry.table)
-    monkeypatch.delenv(auto.VARIABLE)
+    monkeypatch.undo()
     auto.apply(registry.table)
 
 
@@ -131,7 +132,7 @@ def test_calibration_takes_the_fastest(seconds: dict[str, list[float]], wanted: 
 def test_what_was_measured_here_is_in_force_here_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(auto.VARIABLE)
+    monkeypatch.setattr(settings.AUTO_ROUTES, "known", (None,))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert auto.path() == auto.DEFAULT
     calibrate.write({"aten::mm": {"float32": ["host", "csrc", 4]}}, auto.measured())

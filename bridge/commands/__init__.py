@@ -1,0 +1,1 @@
+"""What ``mindspeed-ms`` does, one module per command."""
