@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from mindspeed_ms.kernels.backend import draw_seed, dtype_code, launch, pointer
-from mindspeed_ms.kernels.dispatch import choose, on_mindspore
-from torch.autograd.function import once_differentiable
+from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
+
+Tensor = torch.Tensor
 
 
 def bias_dropout_add(
-    x: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
     probability: float,
     training: bool = True,
     generator: torch.Generator | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """residual + dropout(x + bias, probability) (Megatron's bias_dropout_add_fused_train / _inference).
 
     x and residual: (..., hidden), one shape and dtype; bias (hidden,) or None. The mask is drawn by
     torch's bernoulli_ from `generator` (the device's default if None), so it follows RNG trackers and
-    recompute; on Ascend by MindSpore, from a seed that this generator draws.
+    recompute.
     """
     if residual.shape != x.shape:
         raise ValueError(
@@ -31,85 +34,145 @@ def bias_dropout_add(
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"bias_dropout_add: probability must be in [0, 1], got {probability}")
     residual = residual.to(x.dtype)
-    drops = training and probability > 0.0
-    chosen = choose("bias_dropout_add", x, bias)
-    if chosen == "mindspore":
-        seed = draw_seed(x, generator) if drops else None
-        return on_mindspore("bias_dropout_add", x, bias, residual, probability if drops else 0.0, seed=seed)
-    mask = None
-    if drops:
+    mask, scale = None, 1.0
+    if training and probability > 0.0:
         mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
         mask.bernoulli_(1.0 - probability, generator=generator)
-    scale = 1.0 if mask is None else (0.0 if probability == 1.0 else 1.0 / (1.0 - probability))
-    if chosen == "composite":
-        return dropout_composite(x, bias, residual, mask, scale)
-    return _DropoutAdd.apply(x, None if bias is None else bias.to(x.dtype), residual, mask, scale)
+        scale = 0.0 if probability == 1.0 else 1.0 / (1.0 - probability)
+    return _BIAS_DROPOUT_ADD(x, None if bias is None else bias.to(x.dtype), residual, mask, scale)
+
+
+# ---- composite
 
 
 def dropout_composite(
-    x: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float,
-) -> torch.Tensor:
+    x: Tensor, bias: Tensor | None, residual: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
     """The reference in torch operators, for a given mask."""
     y = x if bias is None else x + bias
     return residual + (y if mask is None else y * mask * scale)
 
 
-class _DropoutAdd(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, bias, residual, mask, scale):
-        x, residual = x.contiguous(), residual.contiguous()
-        bias = None if bias is None else bias.contiguous()
-        y = torch.empty_like(x)
-        cols = x.shape[-1]
-        rows = x.numel() // cols if cols else 0
-        launch(
-            "dropout_add_forward",
-            x,
-            pointer(x),
-            pointer(bias),
-            pointer(residual),
-            pointer(mask),
-            pointer(y),
-            rows,
-            cols,
-            scale,
-            dtype_code(x),
-        )
-        ctx.save_for_backward(mask)
-        ctx.scale = scale
-        return y
+def _composite_backward(
+    dy: Tensor, mask: Tensor | None, scale: float, with_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    dx = None if mask is None else dy * mask * scale
+    rows = dy if dx is None else dx
+    return dx, rows.reshape(-1, rows.shape[-1]).sum(0) if with_bias else None
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        (mask,) = ctx.saved_tensors
-        want_bias = ctx.needs_input_grad[1]
-        cols = dy.shape[-1]
-        rows = dy.numel() // cols if cols else 0
-        residual_grad = dy if ctx.needs_input_grad[2] else None
-        dy = dy.contiguous()
-        dbias = dy.new_empty(cols) if want_bias else None
-        if mask is None:
-            dx = dy
-            if want_bias:
-                code = dtype_code(dy)
-                launch("sum_first", dy, pointer(dy), pointer(dbias), rows, cols, 1.0, code, code)
-        else:
-            dx = torch.empty_like(dy)
-            launch(
-                "dropout_backward",
-                dy,
-                pointer(dy),
-                pointer(mask),
-                pointer(dx),
-                pointer(dbias),
-                rows,
-                cols,
-                ctx.scale,
-                dtype_code(dy),
-            )
-        return dx, dbias, residual_grad, None, None
+
+# ---- csrc
+
+
+def _csrc(x: Tensor, bias: Tensor | None, residual: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    x, residual = x.contiguous(), residual.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    y = torch.empty_like(x)
+    launch(
+        "dropout_add_forward",
+        x,
+        pointer(x),
+        pointer(bias),
+        pointer(residual),
+        pointer(mask),
+        pointer(y),
+        *_sizes(x),
+        scale,
+        dtype_code(x),
+    )
+    return y
+
+
+def _csrc_backward(
+    dy: Tensor, mask: Tensor | None, scale: float, with_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    dy = dy.contiguous()
+    rows, cols = _sizes(dy)
+    dbias = dy.new_empty(cols) if with_bias else None
+    if mask is None:
+        if dbias is not None:
+            code = dtype_code(dy)
+            launch("sum_first", dy, pointer(dy), pointer(dbias), rows, cols, 1.0, code, code)
+        return None, dbias
+    dx = torch.empty_like(dy)
+    launch(
+        "dropout_backward",
+        dy,
+        pointer(dy),
+        pointer(mask),
+        pointer(dx),
+        pointer(dbias),
+        rows,
+        cols,
+        scale,
+        dtype_code(dy),
+    )
+    return dx, dbias
+
+
+def _sizes(x: Tensor) -> tuple[int, int]:
+    cols = x.shape[-1]
+    return x.numel() // cols if cols else 0, cols
+
+
+# ---- MindSpore
+
+
+def _mindspore(x: Any, bias: Any, residual: Any, mask: Any, scale: float) -> Any:
+    y = x if bias is None else x + bias
+    return residual + (y if mask is None else y * (mask.astype(y.dtype) * scale))
+
+
+def _mindspore_backward(dy: Any, mask: Any, scale: float, with_bias: bool) -> tuple[Any, Any]:
+    import mindspore as ms
+
+    dx = None if mask is None else dy * (mask.astype(dy.dtype) * scale)
+    if not with_bias:
+        return dx, None
+    rows = (dy if dx is None else dx).reshape((-1, dy.shape[-1]))
+    return dx, rows.astype(ms.float32).sum(0).astype(dy.dtype)
+
+
+# ---- operators
+
+
+def _fake_backward(
+    dy: Tensor, mask: Tensor | None, scale: float, with_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    return None if mask is None else fake_like(dy), dy.new_empty(dy.shape[-1]) if with_bias else None
+
+
+_BACKWARD = Operator(
+    "bias_dropout_add_backward(Tensor dy, Tensor? mask, float scale, bool with_bias) -> (Tensor, Tensor)",
+    decides=("dy",),
+    fake=_fake_backward,
+    composite=_composite_backward,
+    csrc=_csrc_backward,
+    mindspore=_mindspore_backward,
+)
+
+
+def _save(ctx: Any, args: tuple[Any, ...], y: Tensor) -> None:
+    ctx.save_for_backward(args[3])
+    ctx.scale = args[4]
+
+
+def _gradient(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+    (mask,) = ctx.saved_tensors
+    want_x, want_bias, want_residual = ctx.needs_input_grad[:3]
+    dx, dbias = dy, None
+    if dy is not None and (want_bias or (want_x and mask is not None)):
+        dx, dbias = _BACKWARD(dy, mask, ctx.scale, want_bias)
+        dx = dy if mask is None else dx  # without a mask there is nothing to compute
+    return dx if want_x else None, dbias, dy if want_residual else None, None, None
+
+
+_BIAS_DROPOUT_ADD = Operator(
+    "bias_dropout_add(Tensor x, Tensor? bias, Tensor residual, Tensor? mask, float scale) -> Tensor",
+    decides=("x", "bias"),
+    fake=lambda x, *_: fake_like(x),
+    composite=dropout_composite,
+    csrc=_csrc,
+    mindspore=_mindspore,
+    gradient=Gradient(_save, _gradient),
+)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
-from mindspeed_ms.kernels.dispatch import choose, on_mindspore
+from mindspeed_ms.kernels.operator import Operator
 
 
 def embedding_grad(
@@ -35,45 +37,102 @@ def embedding_grad(
         _, inverse, counts = flat.unique(return_inverse=True, return_counts=True)
         scale = (1.0 / counts.float())[inverse].contiguous()
     rows = grad.reshape(-1, hidden).contiguous()
-    chosen = choose("embedding_grad", grad, out)
-    if chosen == "mindspore":
-        inside = (flat >= 0) & (flat < table_rows)
-        rows = rows * inside.unsqueeze(-1)
-        if scale is not None:
-            rows = rows * scale.to(rows.dtype).unsqueeze(-1)
-        table = on_mindspore("embedding_grad", rows, flat * inside, table_rows, padding_idx)
-        return table if out is None else out.add_(table)
-    if chosen == "composite":
-        return _embedding_grad_composite(rows, flat, table_rows, padding_idx, scale, out)
-    table = torch.zeros(table_rows, hidden, dtype=grad.dtype, device=grad.device) if out is None else out
+    if out is None:
+        return _EMBEDDING_GRAD(rows, flat, scale, table_rows, padding_idx)
+    _EMBEDDING_GRAD_INTO(out, rows, flat, scale, padding_idx)
+    return out
+
+
+# ---- composite
+
+
+def _composite_into(
+    out: torch.Tensor, rows: torch.Tensor, ids: torch.Tensor, scale: torch.Tensor | None, padding_idx: int
+) -> None:
+    keep = (ids >= 0) & (ids < out.shape[0]) & (ids != padding_idx)
+    if scale is not None:
+        rows = rows * scale.to(rows.dtype).unsqueeze(-1)
+    # Rows that count nowhere are zeros in row 0: choosing rows would ask the device how many there are.
+    rows = torch.where(keep.unsqueeze(-1), rows, rows.new_zeros(()))
+    out.index_add_(0, ids * keep, rows.to(out.dtype))
+
+
+# ---- csrc
+
+
+def _csrc_into(
+    out: torch.Tensor,
+    rows: torch.Tensor,
+    ids: torch.Tensor,
+    scale: torch.Tensor | None,
+    padding_idx: int,
+    add: bool = True,
+) -> None:
     launch(
         "embedding_backward",
         rows,
         pointer(rows),
-        pointer(flat),
+        pointer(ids),
         pointer(scale),
-        pointer(table),
-        rows.shape[0],
-        hidden,
-        table_rows,
+        pointer(out),
+        *rows.shape,
+        out.shape[0],
         padding_idx,
-        out is not None,
+        add,
         dtype_code(rows),
-        dtype_code(table),
+        dtype_code(out),
     )
-    return table
 
 
-def _embedding_grad_composite(
-    rows: torch.Tensor,
-    ids: torch.Tensor,
-    table_rows: int,
-    padding_idx: int,
-    scale: torch.Tensor | None,
-    out: torch.Tensor | None,
-) -> torch.Tensor:
-    keep = (ids >= 0) & (ids < table_rows) & (ids != padding_idx)
+# ---- MindSpore: EmbeddingDenseBackward
+
+
+def _mindspore(rows: Any, ids: Any, scale: Any, table_rows: int, padding_idx: int) -> Any:
+    from mindspore import mint
+    from mindspore.ops import auto_generate
+
+    inside = mint.logical_and(ids >= 0, ids < table_rows)
+    rows = rows * inside.astype(rows.dtype).reshape((-1, 1))
     if scale is not None:
-        rows = rows * scale.to(rows.dtype).unsqueeze(-1)
-    table = rows.new_zeros(table_rows, rows.shape[-1]) if out is None else out
-    return table.index_add_(0, ids[keep], rows[keep].to(table.dtype))
+        rows = rows * scale.astype(rows.dtype).reshape((-1, 1))
+    ids = ids * inside.astype(ids.dtype)
+    return auto_generate.embedding_dense_backward_op(rows, ids, table_rows, padding_idx, False)
+
+
+def _mindspore_into(out: Any, rows: Any, ids: Any, scale: Any, padding_idx: int) -> None:
+    out.add_(_mindspore(rows, ids, scale, out.shape[0], padding_idx).astype(out.dtype))
+
+
+# ---- operators
+
+
+def _table(into: Any, add: dict[str, bool]) -> Any:
+    """The form that makes a table, of the one that adds to it."""
+
+    def call(
+        rows: torch.Tensor, ids: torch.Tensor, scale: torch.Tensor | None, table_rows: int, padding_idx: int
+    ) -> torch.Tensor:
+        table = rows.new_zeros(table_rows, rows.shape[1])
+        into(table, rows, ids, scale, padding_idx, **add)
+        return table
+
+    return call
+
+
+_EMBEDDING_GRAD = Operator(
+    "embedding_grad(Tensor rows, Tensor ids, Tensor? scale, SymInt table_rows, int padding_idx) -> Tensor",
+    decides=("rows",),
+    fake=lambda rows, ids, scale, table_rows, padding_idx: rows.new_empty(table_rows, rows.shape[1]),
+    composite=_table(_composite_into, {}),
+    csrc=_table(_csrc_into, {"add": False}),
+    mindspore=_mindspore,
+)
+
+_EMBEDDING_GRAD_INTO = Operator(
+    "embedding_grad_into(Tensor(a!) out, Tensor rows, Tensor ids, Tensor? scale, int padding_idx) -> ()",
+    decides=("rows", "out"),
+    fake=lambda *_: None,
+    composite=_composite_into,
+    csrc=_csrc_into,
+    mindspore=_mindspore_into,
+)

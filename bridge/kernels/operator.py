@@ -62,12 +62,12 @@ class Operator:
         decides: names of the tensors whose device and dtype decide which form takes the call.
         fake: shapes and dtypes of the results, as torch.library.register_fake wants it.
         composite: the reference in torch operators; takes any floating dtype.
-        csrc: on raw pointers, for float32, bfloat16 and float16 in host memory.
-        mindspore: on MindSpore tensors, the operator of Ascend.
+        csrc: on raw pointers, for float32, bfloat16 and float16 in host memory; by default the composite.
+        mindspore: on MindSpore tensors, the operators of Ascend; by default the composite.
         refusal: why the mindspore form does not take these arguments, or None.
         gradient: None for an operator that is not differentiable, as all gradients are.
-        autocast: "lower" casts floating tensors to autocast's dtype, as torch does for products, "promote" to
-            the widest among them; None leaves them, as kernels compute in float32 whatever they are given.
+        lower: under autocast floating tensors are cast to its dtype, as torch does for products. Others are
+            left as they are: kernels compute in float32 whatever they are given.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Operator:
         mindspore: Form | None = None,
         refusal: Callable[..., str | None] | None = None,
         gradient: Gradient | None = None,
-        autocast: str | None = None,
+        lower: bool = False,
     ) -> None:
         self.name = schema.partition("(")[0]
         self.composite = composite
@@ -92,7 +92,7 @@ class Operator:
         names = [argument.name for argument in arguments]
         positions = tuple(names.index(name) for name in decides)
         lists = any("List" in str(arguments[i].type) for i in positions)
-        on_mindspore = None if mindspore is None else partial(_on_mindspore, self.name, mindspore)
+        on_mindspore = composite if mindspore is None else partial(_on_mindspore, self.name, mindspore)
         forms = {"csrc": csrc or composite, "mindspore": on_mindspore, "composite": composite}
         kernel = _chosen(self.name, forms, positions, lists, refusal)
         for key in DEVICES.values():
@@ -101,9 +101,9 @@ class Operator:
         self._function = None if gradient is None else _function(self.name, self.overload, gradient)
         at_autograd = torch.library.fallthrough_kernel if gradient is None else self._differentiable
         _library.impl(self.name, at_autograd, "Autograd")
-        if autocast is not None:
+        if lower:
             for on, key in DEVICES.items():
-                _library.impl(self.name, _cast(self.overload, autocast, on), f"Autocast{key}")
+                _library.impl(self.name, _cast(self.overload, on), f"Autocast{key}")
         OPERATORS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
@@ -140,19 +140,18 @@ def _wrapped(value: Any) -> bool:
 
 def _chosen(
     name: str,
-    forms: dict[str, Form | None],
+    forms: dict[str, Form],
     positions: Sequence[int],
     lists: bool,
     refusal: Callable[..., str | None] | None,
 ) -> Form:
     """The kernel of a device: the form that `choose` names."""
-    why: str | None = None if forms["mindspore"] is not None else "it has no form of its own"
 
     def kernel(*args: Any) -> Any:
         decides = [args[i] for i in positions]
         if lists:
             decides = _tensors(decides)
-        refused = why if refusal is None or why is not None else partial(refusal, *args)
+        refused = None if refusal is None else partial(refusal, *args)
         return forms[choose(name, *decides, refusal=refused)](*args)
 
     return kernel
@@ -186,15 +185,11 @@ def _function(name: str, overload: Any, gradient: Gradient) -> type[torch.autogr
     return type(name, (torch.autograd.Function,), body)
 
 
-def _cast(overload: Any, rule: str, on: str) -> Form:
+def _cast(overload: Any, on: str) -> Form:
     """The kernel at the Autocast key of device `on`."""
 
     def call(*args: Any) -> Any:
-        floating = [t for t in _tensors(args) if t.is_floating_point()]
         dtype = torch.get_autocast_dtype(on)
-        if rule == "promote":
-            for tensor in floating:
-                dtype = torch.promote_types(dtype, tensor.dtype)
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
             return overload(*(_to(value, dtype) for value in args))
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
+from typing import Any
 
 import torch
 from mindspeed_ms.kernels.backend import dtype_code, launch, pointer, version
-from mindspeed_ms.kernels.dispatch import choose, on_mindspore
-from torch.autograd.function import once_differentiable
+from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like, gradients
 from torch.utils.weak import WeakIdKeyDictionary
+
+Tensor = torch.Tensor
 
 #: Layout -> code of csrc/kernels/rope.inl.
 LAYOUTS = {"half": 0, "interleaved": 1, "to_half": 2}
@@ -19,13 +22,13 @@ _positions: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def rope(
-    x: torch.Tensor,
-    freqs: torch.Tensor,
+    x: Tensor,
+    freqs: Tensor,
     layout: str = "half",
     *,
     mscale: float = 1.0,
-    positions: torch.Tensor | None = None,
-) -> torch.Tensor:
+    positions: Tensor | None = None,
+) -> Tensor:
     """Rotates the first freqs.shape[-1] channels of each head by the angles `freqs`; the others are copied.
 
     x: (sequence, batch, heads, channels) or (tokens, heads, channels), fp32, bf16 or fp16, any strides with
@@ -57,28 +60,16 @@ def rope(
         raise ValueError(f"rope: positions {tuple(positions.shape)} do not fit x {tuple(x.shape)}")
     if positions is None and freqs.shape[0] != x.shape[0]:
         freqs = freqs[: x.shape[0]]
-    chosen = choose("rope", x, freqs, refusal=_unfit(x, freqs))
-    if chosen == "composite":  # float64 keeps the angles' own precision
-        return rope_composite(x, _rows(freqs, positions), layout, mscale=mscale)
     cos, sin = (_rows(table, positions) for table in _cos_sin(freqs, mscale))
-    if chosen == "mindspore":
-        return on_mindspore("rope", x, cos, sin, layout)
-    return _Rope.apply(x, cos, sin, LAYOUTS[layout], False)
+    return _ROPE(x, cos, sin, layout)
 
 
-def _unfit(x: torch.Tensor, table: torch.Tensor) -> str | None:
-    """Why rotary_position_embedding does not take these angles."""
-    return None if table.shape[1] == 1 else "the operator takes the same angles for the whole batch"
-
-
-def rope_composite(
-    x: torch.Tensor, freqs: torch.Tensor, layout: str = "half", *, mscale: float = 1.0
-) -> torch.Tensor:
+def rope_composite(x: Tensor, freqs: Tensor, layout: str = "half", *, mscale: float = 1.0) -> Tensor:
     """The reference in torch operators, for x of 4 dimensions."""
-    return _turn_composite(x, torch.cos(freqs) * mscale, torch.sin(freqs) * mscale, layout)
+    return _composite(x, torch.cos(freqs) * mscale, torch.sin(freqs) * mscale, layout)
 
 
-def packed_positions(cu_seqlens: torch.Tensor, tokens: int, ranks: int = 1, rank: int = 0) -> torch.Tensor:
+def packed_positions(cu_seqlens: Tensor, tokens: int, ranks: int = 1, rank: int = 0) -> Tensor:
     """Position of each token within its own sequence, int64 (tokens,) on cu_seqlens' device.
 
     cu_seqlens: int (n + 1,), sums of the lengths of whole sequences. Of several context-parallel `ranks` this
@@ -110,9 +101,7 @@ def packed_positions(cu_seqlens: torch.Tensor, tokens: int, ranks: int = 1, rank
     return places
 
 
-def latent_query(
-    q: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor | None = None
-) -> torch.Tensor:
+def latent_query(q: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Tensor:
     """Query of multi-latent attention: its last cos.shape[-1] channels, interleaved, are rotated into halves.
 
     q: (sequence, batch, heads, channels), or (tokens, heads, channels) of packed sequences with `positions`
@@ -127,13 +116,13 @@ def latent_query(
 
 
 def latent_key_value(
-    kv: torch.Tensor,
-    position: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
+    kv: Tensor,
+    position: Tensor,
+    cos: Tensor,
+    sin: Tensor,
     key_channels: int,
-    positions: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    positions: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Key and value of multi-latent attention; the rotated ``position`` is the end of each head's key.
 
     kv: (sequence, batch, heads, key_channels + value channels); position: (sequence, batch, 1, rotary);
@@ -149,26 +138,36 @@ def latent_key_value(
     return torch.cat((key, turned), dim=-1), value.contiguous()
 
 
-def _rows(table: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+def _rows(table: Tensor, positions: Tensor | None) -> Tensor:
     return table if positions is None else table.index_select(0, positions.to(table.device))
 
 
-def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: str = "half") -> torch.Tensor:
+def turn(x: Tensor, cos: Tensor, sin: Tensor, layout: str = "half") -> Tensor:
     """:func:`rope` by tables of cosines and sines instead of angles, without a gradient to them.
 
     x: (sequence, batch, heads, channels); cos, sin: (sequence or more, 1 or batch, 1, rotary), both halves.
     """
-    cos, sin = cos[: x.shape[0]], sin[: x.shape[0]]
-    chosen = choose("rope", x, refusal=_unfit(x, cos))
-    if chosen == "composite":
-        return _turn_composite(x, cos, sin, layout)
-    cos, sin = (table.detach().float().contiguous() for table in (cos, sin))
-    if chosen == "mindspore":
-        return on_mindspore("rope", x, cos, sin, layout)
-    return _Rope.apply(x, cos, sin, LAYOUTS[layout], False)
+    return _ROPE(x, cos[: x.shape[0]].detach(), sin[: x.shape[0]].detach(), layout)
 
 
-def _turn_composite(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layout: str) -> torch.Tensor:
+def _cos_sin(freqs: Tensor, mscale: float) -> tuple[Tensor, Tensor]:
+    """Tables of the angles, fp32 at least, kept while `freqs` lives: every layer turns by the same ones."""
+    key = (version(freqs), mscale)
+    known = _tables.get(freqs)
+    if known is not None and known[0] == key:
+        return known[1]
+    with torch.no_grad():
+        wide = freqs.detach() if freqs.dtype == torch.float64 else freqs.detach().float()
+        pair = (torch.cos(wide) * mscale).contiguous(), (torch.sin(wide) * mscale).contiguous()
+    if key[0] is not None:
+        _tables[freqs] = (key, pair)
+    return pair
+
+
+# ---- composite
+
+
+def _composite(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
     turned, passed = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     wide = turned if turned.dtype == torch.float64 else turned.float()
     if layout == "interleaved":
@@ -181,49 +180,115 @@ def _turn_composite(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, layou
     return torch.cat(((wide * cos + other * sin).to(x.dtype), passed), dim=-1)
 
 
-def _cos_sin(freqs: torch.Tensor, mscale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """fp32 tables of the angles, kept while `freqs` lives: every layer turns by the same ones."""
-    key = (version(freqs), mscale)
-    known = _tables.get(freqs)
-    if known is not None and known[0] == key:
-        return known[1]
-    with torch.no_grad():
-        wide = freqs.detach().float()
-        pair = (torch.cos(wide) * mscale).contiguous(), (torch.sin(wide) * mscale).contiguous()
-    if key[0] is not None:
-        _tables[freqs] = (key, pair)
-    return pair
+def _composite_backward(dy: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
+    # It is linear: where its gradient is taken does not matter.
+    return gradients(lambda x: _composite(x, cos, sin, layout), (dy,), (dy,))[0]
 
 
-class _Rope(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, cos, sin, layout, backward):
-        if x.stride(-1) != 1 and x.shape[-1] > 1:
-            x = x.contiguous()
-        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        if x.numel():
-            launch(
-                "rope",
-                x,
-                layout,
-                backward,
-                pointer(x),
-                pointer(y),
-                pointer(cos),
-                pointer(sin),
-                *x.shape,
-                cos.shape[-1],
-                *x.stride()[:3],
-                *y.stride()[:3],
-                cos.stride(0),
-                cos.stride(1) if cos.shape[1] > 1 else 0,
-                dtype_code(x),
-            )
-        ctx.save_for_backward(cos, sin)
-        ctx.layout, ctx.inverse = layout, not backward
-        return y
+# ---- csrc
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        return _Rope.apply(dy, *ctx.saved_tensors, ctx.layout, ctx.inverse), None, None, None, None
+
+def _csrc(x: Tensor, cos: Tensor, sin: Tensor, layout: str, backward: bool = False) -> Tensor:
+    if x.stride(-1) != 1 and x.shape[-1] > 1:
+        x = x.contiguous()
+    cos, sin = cos.float().contiguous(), sin.float().contiguous()
+    y = fake_like(x)
+    if x.numel():
+        launch(
+            "rope",
+            x,
+            LAYOUTS[layout],
+            backward,
+            pointer(x),
+            pointer(y),
+            pointer(cos),
+            pointer(sin),
+            *x.shape,
+            cos.shape[-1],
+            *x.stride()[:3],
+            *y.stride()[:3],
+            cos.stride(0),
+            cos.stride(1) if cos.shape[1] > 1 else 0,
+            dtype_code(x),
+        )
+    return y
+
+
+# ---- MindSpore: ops.rotary_position_embedding and its gradient
+
+MODES = {"half": 0, "interleaved": 1, "to_half": 0}
+
+
+def _mindspore(x: Any, cos: Any, sin: Any, layout: str) -> Any:
+    from mindspore import ops
+
+    def turn(part: Any) -> Any:
+        if layout == "to_half":
+            part = _pairs(part, (-1, 2))
+        return ops.rotary_position_embedding(part, cos.astype(x.dtype), sin.astype(x.dtype), MODES[layout])
+
+    return _of_rotary(x, cos.shape[-1], turn)
+
+
+def _mindspore_backward(dy: Any, cos: Any, sin: Any, layout: str) -> Any:
+    from mindspore.ops import auto_generate
+
+    def turn(part: Any) -> Any:
+        tables = cos.astype(dy.dtype), sin.astype(dy.dtype)
+        part = auto_generate.rotary_position_embedding_grad_op(part, *tables, None, MODES[layout])[0]
+        return _pairs(part, (2, -1)) if layout == "to_half" else part
+
+    return _of_rotary(dy, cos.shape[-1], turn)
+
+
+def _of_rotary(x: Any, rotary: int, turn: Any) -> Any:
+    """`turn` on the first `rotary` channels."""
+    from mindspore import mint
+
+    rest = x.shape[-1] - rotary
+    if not rest:
+        return turn(x)
+    return mint.cat((turn(mint.narrow(x, -1, 0, rotary)), mint.narrow(x, -1, rotary, rest)), -1)
+
+
+def _pairs(x: Any, halves: tuple[int, int]) -> Any:
+    """Channels (pair, 2) as (2, pair), or the other way round."""
+    return x.reshape((*x.shape[:-1], *halves)).swapaxes(-1, -2).reshape(x.shape)
+
+
+def _refusal(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> str | None:
+    return None if cos.shape[1] == 1 else "the operator takes the same angles for the whole batch"
+
+
+# ---- operators
+
+
+def _save(ctx: Any, args: tuple[Any, ...], y: Tensor) -> None:
+    ctx.save_for_backward(*args[1:3])
+    ctx.layout = args[3]
+
+
+def _gradient(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+    return None if dy is None else _BACKWARD(dy, *ctx.saved_tensors, ctx.layout), None, None, None
+
+
+_BACKWARD = Operator(
+    "rope_backward(Tensor dy, Tensor cos, Tensor sin, str layout) -> Tensor",
+    decides=("dy",),
+    fake=lambda dy, *_: fake_like(dy),
+    composite=_composite_backward,
+    csrc=partial(_csrc, backward=True),
+    mindspore=_mindspore_backward,
+    refusal=_refusal,
+)
+
+_ROPE = Operator(
+    "rope(Tensor x, Tensor cos, Tensor sin, str layout) -> Tensor",
+    decides=("x",),
+    fake=lambda x, *_: fake_like(x),
+    composite=_composite,
+    csrc=_csrc,
+    mindspore=_mindspore,
+    refusal=_refusal,
+    gradient=Gradient(_save, _gradient),
+)

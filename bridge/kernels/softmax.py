@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
-from mindspeed_ms.kernels.dispatch import choose, on_mindspore
-from torch.autograd.function import once_differentiable
+from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
+
+Tensor = torch.Tensor
 
 #: Score of a masked column, as Megatron's attention_mask_func: a fully masked row becomes uniform, not NaN.
 MASKED_SCORE = -10000.0
 
 
 def scaled_softmax(
-    x: torch.Tensor, mask: torch.Tensor | None = None, scale: float = 1.0, *, causal: bool = False
-) -> torch.Tensor:
+    x: Tensor, mask: Tensor | None = None, scale: float = 1.0, *, causal: bool = False
+) -> Tensor:
     """softmax(scale * x) over the last dimension, computed in fp32; the result has x's shape and dtype.
 
     x: (..., queries, keys) in fp32, bf16 or fp16. `mask` (bool, True = left out, for 4-d x broadcastable
@@ -23,29 +26,10 @@ def scaled_softmax(
     """
     if mask is not None:
         mask = _four_dimensional(mask, x)
-    chosen = choose("scaled_softmax", x)
-    if chosen == "mindspore":
-        return on_mindspore("scaled_softmax", x, mask, scale, causal=causal)
-    if chosen == "composite":
-        return softmax_composite(x, mask, scale, causal=causal)
-    return _ScaledSoftmax.apply(x, mask, float(scale), causal)
+    return _SCALED_SOFTMAX(x, mask, float(scale), causal)
 
 
-def softmax_composite(
-    x: torch.Tensor, mask: torch.Tensor | None = None, scale: float = 1.0, *, causal: bool = False
-) -> torch.Tensor:
-    """The reference in torch operators, at least in fp32."""
-    scores = (x if x.dtype == torch.float64 else x.float()) * scale
-    if mask is not None:
-        scores = scores.masked_fill(mask, MASKED_SCORE)
-    if causal:
-        queries, keys = x.shape[-2:]
-        later = torch.ones(queries, keys, dtype=torch.bool, device=x.device).triu(keys - queries + 1)
-        scores = scores.masked_fill(later, float("-inf"))
-    return torch.softmax(scores, dim=-1).to(x.dtype)
-
-
-def _four_dimensional(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _four_dimensional(mask: Tensor, x: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         raise ValueError(f"scaled_softmax: the mask must be bool (True = left out), got {mask.dtype}")
     if x.dim() > 4:
@@ -58,7 +42,78 @@ def _four_dimensional(mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         ) from None
 
 
-def _geometry(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[int, ...]:
+# ---- composite
+
+
+def softmax_composite(
+    x: Tensor, mask: Tensor | None = None, scale: float = 1.0, causal: bool = False
+) -> Tensor:
+    """The reference in torch operators, at least in fp32."""
+    scores = _wide(x) * scale
+    if mask is not None:
+        scores = scores.masked_fill(mask, MASKED_SCORE)
+    if causal:
+        queries, keys = x.shape[-2:]
+        later = torch.ones(queries, keys, dtype=torch.bool, device=x.device).triu(keys - queries + 1)
+        scores = scores.masked_fill(later, float("-inf"))
+    return torch.softmax(scores, dim=-1).to(x.dtype)
+
+
+def _composite_backward(dy: Tensor, y: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    wide = _wide(y)
+    weighted = wide * dy
+    dx = (weighted - wide * weighted.sum(-1, keepdim=True)) * scale
+    return (dx if mask is None else dx.masked_fill(mask, 0.0)).to(y.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+# ---- csrc
+
+
+def _csrc(x: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
+    x = x.contiguous()
+    y, mask = torch.empty_like(x), _rows_contiguous(mask)
+    launch(
+        "softmax_forward",
+        x,
+        False,
+        causal,
+        pointer(x),
+        pointer(mask),
+        pointer(y),
+        *_geometry(x, mask),
+        scale,
+        dtype_code(x),
+    )
+    return y
+
+
+def _csrc_backward(dy: Tensor, y: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    dy, y, mask = dy.contiguous(), y.contiguous(), _rows_contiguous(mask)
+    dx = torch.empty_like(y)
+    launch(
+        "softmax_backward",
+        y,
+        False,
+        pointer(dy),
+        pointer(y),
+        pointer(mask),
+        pointer(dx),
+        *_geometry(y, mask),
+        scale,
+        dtype_code(y),
+    )
+    return dx
+
+
+def _rows_contiguous(mask: Tensor | None) -> Tensor | None:
+    return mask if mask is None or mask.stride(-1) == 1 or mask.shape[-1] <= 1 else mask.contiguous()
+
+
+def _geometry(x: Tensor, mask: Tensor | None) -> tuple[int, ...]:
     """Rows, columns, heads, queries of x, and the mask's strides over (batch, head, query)."""
     keys = x.shape[-1]
     rows = x.numel() // keys if keys else 0
@@ -70,46 +125,60 @@ def _geometry(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[int, ...]:
     return rows, keys, max(heads, 1), max(queries, 1), *strides
 
 
-class _ScaledSoftmax(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, mask, scale, causal):
-        x = x.contiguous()
-        y = torch.empty_like(x)
-        if mask is not None and mask.stride(-1) != 1 and x.shape[-1] > 1:
-            mask = mask.contiguous()
-        geometry = _geometry(x, mask)
-        launch(
-            "softmax_forward",
-            x,
-            False,
-            causal,
-            pointer(x),
-            pointer(mask),
-            pointer(y),
-            *geometry,
-            scale,
-            dtype_code(x),
-        )
-        ctx.save_for_backward(y, mask)
-        ctx.scale, ctx.geometry = scale, geometry
-        return y
+# ---- MindSpore: masked_fill, Softmax, SoftmaxBackward
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        y, mask = ctx.saved_tensors
-        dy = dy.contiguous()
-        dx = torch.empty_like(y)
-        launch(
-            "softmax_backward",
-            y,
-            False,
-            pointer(dy),
-            pointer(y),
-            pointer(mask),
-            pointer(dx),
-            *ctx.geometry,
-            ctx.scale,
-            dtype_code(y),
-        )
-        return dx, None, None, None
+
+def _mindspore(x: Any, mask: Any, scale: float, causal: bool) -> Any:
+    import mindspore as ms
+    from mindspore import mint, ops
+
+    scores = x.astype(ms.float32) * scale
+    if mask is not None:
+        scores = ops.masked_fill(scores, mask, MASKED_SCORE)
+    if causal:
+        queries, keys = x.shape[-2:]
+        later = mint.triu(mint.ones((queries, keys), dtype=ms.float32), keys - queries + 1).astype(ms.bool_)
+        scores = ops.masked_fill(scores, later, float("-inf"))
+    return mint.nn.functional.softmax(scores, -1).astype(x.dtype)
+
+
+def _mindspore_backward(dy: Any, y: Any, mask: Any, scale: float) -> Any:
+    import mindspore as ms
+    from mindspore import ops
+    from mindspore.ops import auto_generate
+
+    dx = auto_generate.softmax_backward_op(dy.astype(ms.float32), y.astype(ms.float32), -1) * scale
+    return (dx if mask is None else ops.masked_fill(dx, mask, 0.0)).astype(y.dtype)
+
+
+# ---- operators
+
+
+_BACKWARD = Operator(
+    "scaled_softmax_backward(Tensor dy, Tensor y, Tensor? mask, float scale) -> Tensor",
+    decides=("y",),
+    fake=lambda dy, y, *_: fake_like(y),
+    composite=_composite_backward,
+    csrc=_csrc_backward,
+    mindspore=_mindspore_backward,
+)
+
+
+def _save(ctx: Any, args: tuple[Any, ...], y: Tensor) -> None:
+    ctx.save_for_backward(y, args[1])
+    ctx.scale = args[2]
+
+
+def _gradient(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+    return None if dy is None else _BACKWARD(dy, *ctx.saved_tensors, ctx.scale), None, None, None
+
+
+_SCALED_SOFTMAX = Operator(
+    "scaled_softmax(Tensor x, Tensor? mask, float scale, bool causal) -> Tensor",
+    decides=("x",),
+    fake=lambda x, *_: fake_like(x),
+    composite=softmax_composite,
+    csrc=_csrc,
+    mindspore=_mindspore,
+    gradient=Gradient(_save, _gradient),
+)

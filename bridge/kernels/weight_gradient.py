@@ -2,45 +2,68 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mindspeed_ms.kernels import matmul
-from mindspeed_ms.kernels.backend import counted, implementation
-from mindspeed_ms.kernels.dispatch import choose, on_mindspore
-from mindspeed_ms.ops import routes
+from mindspeed_ms.kernels.backend import counted
+from mindspeed_ms.kernels.operator import Operator
+
+Tensor = torch.Tensor
 
 
-def _direct(rows: torch.Tensor, columns: torch.Tensor, main_grad: torch.Tensor) -> bool:
-    """Whether one matrix product can add to main_grad where it lies; route host keeps torch's own."""
-    return (
+def accumulate_weight_gradient(input: Tensor, grad_output: Tensor, main_grad: Tensor) -> None:
+    """main_grad += grad_output^T @ input in place (Megatron's gradient_accumulation_fusion).
+
+    input: (..., in), grad_output: (..., out), same leading shape and dtype; main_grad: (out, in), fp32, bf16
+    or fp16. Products are summed in main_grad's dtype or fp32, whichever is wider; on Ascend each product is
+    rounded to the dtype of its factors before it is added.
+    """
+    rows = grad_output.reshape(-1, grad_output.shape[-1])
+    _ACCUMULATE(input.reshape(-1, input.shape[-1]), rows, main_grad)
+
+
+def _composite(columns: Tensor, rows: Tensor, main_grad: Tensor) -> None:
+    if rows.dtype == main_grad.dtype:
+        main_grad.addmm_(rows.t(), columns)
+    else:
+        main_grad.add_(rows.float().t() @ columns.float())
+
+
+def _csrc(columns: Tensor, rows: Tensor, main_grad: Tensor) -> None:
+    direct = (
         main_grad.is_contiguous()
         and rows.dtype == columns.dtype
         and main_grad.dtype in (rows.dtype, torch.float32)
         and rows.numel() * columns.numel() > 0
-        and implementation(rows, columns, main_grad) == "csrc"
         and matmul.available()
-        and routes.current_route() != "host"
     )
+    if not direct:
+        _composite(columns, rows, main_grad)
+        return
+    with counted("accumulate_weight_gradient", rows):
+        matmul.multiply_into(main_grad, rows.t(), columns, beta=1.0)
 
 
-def accumulate_weight_gradient(
-    input: torch.Tensor, grad_output: torch.Tensor, main_grad: torch.Tensor
-) -> None:
-    """main_grad += grad_output^T @ input in place (Megatron's gradient_accumulation_fusion).
+def _mindspore(columns: Any, rows: Any, main_grad: Any) -> None:
+    """A product and an addition: MindSpore 2.10 has InplaceMatmulAdd in its graph mode only."""
+    from mindspore import mint
 
-    input: (..., in), grad_output: (..., out), same leading shape and dtype; main_grad: (out, in), fp32, bf16
-    or fp16. Products are summed in main_grad's dtype or fp32, whichever is wider.
-    """
-    rows = grad_output.reshape(-1, grad_output.shape[-1])
-    columns = input.reshape(-1, input.shape[-1])
-    wide = main_grad.dtype == torch.float32 and main_grad.is_contiguous()
-    fits = wide and rows.dtype == columns.dtype != torch.float32
-    refusal = None if fits else "the operator adds 16-bit products to contiguous float32"
-    if choose("accumulate_weight_gradient", rows, columns, main_grad, refusal=refusal) == "mindspore":
-        on_mindspore("accumulate_weight_gradient", columns, rows, main_grad)
-    elif _direct(rows, columns, main_grad):
-        with counted("weight_gradient", rows):
-            matmul.multiply_into(main_grad, rows.t(), columns, beta=1.0)
-    elif rows.dtype == main_grad.dtype:
-        main_grad.addmm_(rows.t(), columns)
-    else:
-        main_grad.add_(rows.float().t() @ columns.float())
+    main_grad.add_(mint.matmul(rows.swapaxes(0, 1), columns).astype(main_grad.dtype))
+
+
+def _refusal(columns: Tensor, rows: Tensor, main_grad: Tensor) -> str | None:
+    if not main_grad.is_contiguous():
+        return "the sum is written where main_grad lies, which is not contiguous"
+    return None if rows.dtype == columns.dtype else "inputs and gradients have different dtypes"
+
+
+_ACCUMULATE = Operator(
+    "accumulate_weight_gradient(Tensor input, Tensor grad_output, Tensor(a!) main_grad) -> ()",
+    decides=("input", "grad_output", "main_grad"),
+    fake=lambda *_: None,
+    composite=_composite,
+    csrc=_csrc,
+    mindspore=_mindspore,
+    refusal=_refusal,
+)

@@ -30,6 +30,13 @@ class Draw:
         """These values."""
         return torch.tensor(values, dtype=dtype).to(self.device)
 
+    def angles(self, length: int, rotary: int) -> tuple[Tensor, Tensor]:
+        """Tables of cosines and sines, both halves."""
+        angles = torch.randn(length, 1, 1, rotary // 2).repeat(1, 1, 1, 2)
+        return angles.cos().to(self.device), angles.sin().to(self.device)
+
+
+MASK = [[[[False, True, False, False, False, False, True]] * 5]] * 2
 
 Sample = Callable[[Draw], tuple[Any, ...]]
 
@@ -51,6 +58,31 @@ SAMPLES: dict[str, list[Sample]] = {
         lambda draw: (draw(3, 4, 32), None, None, "silu", 0.0, None),
         lambda draw: (draw(6, 32), draw(32), draw(6, 1, dtype=torch.float32), "quick_gelu", 1.0, 1.5),
         lambda draw: (draw(6, 32), draw(32), None, "gelu_tanh", 0.0, None),
+    ],
+    "scaled_softmax": [
+        lambda draw: (draw(2, 3, 5, 7), None, 0.5, True),
+        lambda draw: (draw(2, 3, 5, 7), draw.tensor(MASK).expand(2, 3, 5, 7), 0.5, False),
+    ],
+    "bias_dropout_add": [
+        lambda draw: (draw(3, 32), draw(32), draw(3, 32), draw.tensor([[True, False] * 16] * 3), 2.0),
+        lambda draw: (draw(3, 4, 32), draw(32), draw(3, 4, 32), None, 1.0),
+    ],
+    "rope": [
+        *(lambda draw, layout=layout: (draw(5, 2, 4, 32), *draw.angles(5, 32), layout)
+          for layout in ("half", "interleaved", "to_half")),
+        lambda draw: (draw(5, 2, 4, 32), *draw.angles(5, 16), "half"),
+    ],
+    "embedding_grad": [
+        lambda draw: (draw(6, 32, grad=False), draw.tensor([0, 3, 7, 3, 30, 1]), None, 10, 1),
+        lambda draw: (draw(3, 32, grad=False), draw.tensor([0, 3, 3]), draw.tensor([1.0, 0.5, 0.5]), 5, -1),
+    ],
+    "embedding_grad_into": [
+        lambda draw: (draw(10, 32, dtype=torch.float32, grad=False), draw(3, 32, grad=False),
+                      draw.tensor([0, 3, 3]), None, -1),
+    ],
+    "accumulate_weight_gradient": [
+        lambda draw: (draw(8, 32, grad=False), draw(8, 16, grad=False),
+                      draw(16, 32, dtype=torch.float32, grad=False)),
     ],
 }  # fmt: skip
 
