@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
-from mindspeed_ms.kernels.dispatch import choose, on_mindspore
-from torch.autograd.function import once_differentiable
+from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
+from torch.distributed.distributed_c10d import _resolve_process_group
+
+Tensor = torch.Tensor
 
 
 def vocab_parallel_cross_entropy(
-    logits: torch.Tensor,
-    target: torch.Tensor,
+    logits: Tensor,
+    target: Tensor,
     label_smoothing: float = 0.0,
     group: dist.ProcessGroup | None = None,
     *,
     reuse_logits: bool = False,
-) -> torch.Tensor:
+) -> Tensor:
     """Loss per token, fp32, of target's shape (Megatron's vocab_parallel_cross_entropy).
 
     logits: (..., vocabulary / ranks), fp32, bf16 or fp16; target: int64 (...,) ids in the whole vocabulary;
@@ -30,25 +35,50 @@ def vocab_parallel_cross_entropy(
         )
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"cross entropy: label_smoothing must be in [0, 1), got {label_smoothing}")
-    split = group is not None and group.size() > 1
-    refusal = "the operator knows the vocabulary of one rank" if split else None
-    chosen = choose("vocab_parallel_cross_entropy", logits, refusal=refusal)
-    if chosen == "mindspore":
-        return on_mindspore("vocab_parallel_cross_entropy", logits, target, label_smoothing)
-    if chosen == "composite":
-        return cross_entropy_composite(logits, target, label_smoothing, group)
-    return _CrossEntropy.apply(logits, target, float(label_smoothing), group, reuse_logits)
+    name = group.group_name if group is not None and group.size() > 1 else ""
+    return OPERATOR(logits, target, float(label_smoothing), name, reuse_logits)[0]
 
 
-def cross_entropy_composite(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    label_smoothing: float = 0.0,
-    group: dist.ProcessGroup | None = None,
-) -> torch.Tensor:
-    """The reference in torch operators."""
-    if group is not None and group.size() > 1:
-        return _SplitVocabulary.apply(logits, target, label_smoothing, group)
+def mark_disposable(logits: Tensor) -> Tensor:
+    """Marks logits that nobody keeps, not even what made them: their gradient may overwrite them."""
+    logits.is_disposable = True
+    return logits
+
+
+def disposable(logits: Tensor) -> bool:
+    """Whether :func:`mark_disposable` was called on this very tensor."""
+    return getattr(logits, "is_disposable", False)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The columns that this rank has of the whole vocabulary."""
+
+    group: dist.ProcessGroup | None
+    first: int
+    cols: int
+    share: float
+    """Of Megatron's label smoothing, over the columns of this rank."""
+
+    @classmethod
+    def of(cls, logits: Tensor, label_smoothing: float, name: str) -> Vocabulary:
+        """`name`: torch's of the group, empty for one rank."""
+        group = _resolve_process_group(name) if name else None
+        cols = logits.shape[-1]
+        share = label_smoothing * cols / (cols - 1) if label_smoothing > 0.0 else 0.0
+        return cls(group, group.rank() * cols if group else 0, cols, share)
+
+    def reduce(self, values: Tensor, operation: dist.ReduceOp = dist.ReduceOp.SUM) -> None:
+        """In place, over the ranks."""
+        if self.group is not None:
+            dist.all_reduce(values, op=operation, group=self.group)
+
+
+# ---- composite
+
+
+def cross_entropy_composite(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The reference in torch operators, for one rank; autograd differentiates it."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     logp = torch.log_softmax(wide, dim=-1)
     loss = -logp.gather(-1, target.unsqueeze(-1)).squeeze(-1)
@@ -58,105 +88,233 @@ def cross_entropy_composite(
     return loss
 
 
-class _SplitVocabulary(torch.autograd.Function):
-    """The composite over the ranks of a group; autograd knows no gradient of its collectives."""
-
-    @staticmethod
-    def forward(ctx, logits, target, label_smoothing, group):
-        cols = logits.shape[-1]
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        peak = wide.amax(-1)
-        dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
-        shifted = wide - peak.unsqueeze(-1)
-        total = shifted.exp().sum(-1)
-        dist.all_reduce(total, group=group)
-        ids = target - group.rank() * cols
-        mine = (ids >= 0) & (ids < cols)
-        ids = ids.clamp(0, cols - 1)
-        chosen = shifted.gather(-1, ids.unsqueeze(-1)).squeeze(-1) * mine
-        dist.all_reduce(chosen, group=group)
-        logp = shifted - total.log().unsqueeze(-1)
-        loss, share = total.log() - chosen, 0.0
-        if label_smoothing > 0.0:  # over this rank's columns, as Megatron does
-            share = label_smoothing * cols / (cols - 1)
-            loss = (1.0 - share) * loss - share * logp.mean(-1)
-        ctx.save_for_backward(logp, ids, mine)
-        ctx.share, ctx.dtype = share, logits.dtype
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        logp, ids, mine = ctx.saved_tensors
-        dlogits = logp.exp() - ctx.share / logp.shape[-1]
-        hit = mine.unsqueeze(-1).to(dlogits.dtype) * (ctx.share - 1.0)
-        dlogits.scatter_add_(-1, ids.unsqueeze(-1), hit)
-        return (dlogits * grad.unsqueeze(-1)).to(ctx.dtype), None, None, None
+def _composite(
+    logits: Tensor, target: Tensor, label_smoothing: float, group: str, reuse_logits: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    vocabulary = Vocabulary.of(logits, label_smoothing, group)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    peak = wide.amax(-1)
+    vocabulary.reduce(peak, dist.ReduceOp.MAX)
+    shifted = wide - peak.unsqueeze(-1)
+    ids, mine = _own_ids(target, vocabulary)
+    chosen = shifted.gather(-1, ids.unsqueeze(-1)).squeeze(-1) * mine
+    sums = torch.stack((shifted.exp().sum(-1), chosen))
+    vocabulary.reduce(sums)
+    total, chosen = sums[0].log(), sums[1]
+    loss, share = total - chosen, vocabulary.share
+    if share:
+        loss = (1.0 - share) * loss - share * (shifted.mean(-1) - total)
+    return loss, peak.reshape(-1), sums[0].reshape(-1).clone()
 
 
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits, target, label_smoothing, group, reuse_logits):
-        logits = logits.contiguous()
-        ids = target.to(torch.int64).contiguous()
-        cols = logits.shape[-1]
-        rows = ids.numel()
-        ranks = 1 if group is None else group.size()
-        first = 0 if group is None else group.rank() * cols
-        smoothing = label_smoothing > 0.0
-        wide = {"dtype": torch.float32, "device": logits.device}
-        peak = torch.empty(rows, **wide)
-        sums = torch.empty((3 if smoothing else 2, rows), **wide)
-        if ranks > 1:
-            code = dtype_code(logits)
-            launch("cross_entropy_max", logits, pointer(logits), pointer(peak), rows, cols, code)
-            dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
-        launch(
-            "cross_entropy_sums",
-            logits,
-            pointer(logits),
-            pointer(peak),
-            pointer(ids),
-            pointer(sums),
-            rows,
-            cols,
-            first,
-            smoothing,
-            ranks == 1,
-            dtype_code(logits),
-        )
-        if ranks > 1:
-            # The sum of logits stays local: Megatron smooths over the rank's own columns.
-            dist.all_reduce(sums[:2], group=group)
-        share = label_smoothing * cols / (cols - 1) if smoothing else 0.0
-        loss = torch.empty(target.shape, **wide)
-        launch("cross_entropy_loss", logits, pointer(sums), pointer(loss), rows, cols, share)
-        ctx.save_for_backward(logits, ids, peak, sums)
-        ctx.first, ctx.share, ctx.reuse = first, share, reuse_logits
-        return loss
+def _composite_backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    peak: Tensor,
+    total: Tensor,
+    label_smoothing: float,
+    group: str,
+) -> Tensor:
+    vocabulary = Vocabulary.of(logits, label_smoothing, group)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    shape = (*target.shape, 1)
+    dlogits = (wide - peak.view(shape)).exp() / total.view(shape) - vocabulary.share / vocabulary.cols
+    ids, mine = _own_ids(target, vocabulary)
+    hit = mine.unsqueeze(-1).to(dlogits.dtype) * (vocabulary.share - 1.0)
+    dlogits.scatter_add_(-1, ids.unsqueeze(-1), hit)
+    return (dlogits * grad.unsqueeze(-1)).to(logits.dtype)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        logits, ids, peak, sums = ctx.saved_tensors
-        cols = logits.shape[-1]
-        grad = grad.float().contiguous()
-        dlogits = logits if ctx.reuse else torch.empty_like(logits)
-        launch(
-            "cross_entropy_grad",
-            logits,
-            pointer(logits),
-            pointer(peak),
-            pointer(sums),  # its first row
-            pointer(ids),
-            pointer(grad),
-            pointer(dlogits),
-            ids.numel(),
-            cols,
-            ctx.first,
-            1.0 - ctx.share,
-            ctx.share / cols,
-            dtype_code(logits),
-            dtype_code(dlogits),
-        )
-        return dlogits, None, None, None, None
+
+def _own_ids(target: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """Column of each target, and whether it is one of this rank's."""
+    ids = target - vocabulary.first
+    return ids.clamp(0, vocabulary.cols - 1), (ids >= 0) & (ids < vocabulary.cols)
+
+
+# ---- csrc
+
+
+def _csrc(
+    logits: Tensor, target: Tensor, label_smoothing: float, group: str, reuse_logits: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    vocabulary = Vocabulary.of(logits, label_smoothing, group)
+    logits, ids = logits.contiguous(), target.to(torch.int64).contiguous()
+    rows, cols, smoothing, code = ids.numel(), vocabulary.cols, label_smoothing > 0.0, dtype_code(logits)
+    wide = {"dtype": torch.float32, "device": logits.device}
+    peak = torch.empty(rows, **wide)
+    sums = torch.empty((3 if smoothing else 2, rows), **wide)
+    if vocabulary.group is not None:
+        launch("cross_entropy_max", logits, pointer(logits), pointer(peak), rows, cols, code)
+        vocabulary.reduce(peak, dist.ReduceOp.MAX)
+    launch(
+        "cross_entropy_sums",
+        logits,
+        pointer(logits),
+        pointer(peak),
+        pointer(ids),
+        pointer(sums),
+        rows,
+        cols,
+        vocabulary.first,
+        smoothing,
+        vocabulary.group is None,
+        code,
+    )
+    # The sum of logits stays local: Megatron smooths over the rank's own columns.
+    vocabulary.reduce(sums[:2])
+    loss = torch.empty(target.shape, **wide)
+    launch("cross_entropy_loss", logits, pointer(sums), pointer(loss), rows, cols, vocabulary.share)
+    return loss, peak, sums[0].clone()
+
+
+def _csrc_into(
+    dlogits: Tensor,
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    peak: Tensor,
+    total: Tensor,
+    label_smoothing: float,
+    group: str,
+) -> None:
+    vocabulary = Vocabulary.of(logits, label_smoothing, group)
+    ids, grad = target.to(torch.int64).contiguous(), grad.float().contiguous()
+    launch(
+        "cross_entropy_grad",
+        logits,
+        pointer(logits),
+        pointer(peak),
+        pointer(total),
+        pointer(ids),
+        pointer(grad),
+        pointer(dlogits),
+        ids.numel(),
+        vocabulary.cols,
+        vocabulary.first,
+        1.0 - vocabulary.share,
+        vocabulary.share / vocabulary.cols,
+        dtype_code(logits),
+        dtype_code(dlogits),
+    )
+
+
+def _csrc_backward(grad: Tensor, logits: Tensor, *rest: Any) -> Tensor:
+    logits = logits.contiguous()
+    dlogits = torch.empty_like(logits)
+    _csrc_into(dlogits, grad, logits, *rest)
+    return dlogits
+
+
+# ---- MindSpore: CrossEntropyLoss and CrossEntropyLossGrad, for one rank without smoothing
+
+
+def _mindspore(logits: Any, target: Any, *_: Any) -> tuple[Any, Any, Any]:
+    import mindspore as ms
+    from mindspore import mint
+    from mindspore.ops import auto_generate
+
+    rows = logits.astype(ms.float32).reshape((-1, logits.shape[-1]))
+    ids = target.astype(ms.int64).reshape((-1,))
+    loss = auto_generate.cross_entropy_loss(rows, ids, None, "none", -100, 0.0)[0]
+    # log sum exp by what the operator gives: its log-probabilities are as large as the logits.
+    peak = loss + mint.gather(rows, 1, ids.reshape((-1, 1))).reshape((-1,))
+    return loss.reshape(target.shape), peak, mint.ones_like(peak)
+
+
+def _mindspore_backward(
+    grad: Any, logits: Any, target: Any, peak: Any, total: Any, label_smoothing: float, group: str
+) -> Any:
+    import mindspore as ms
+    from mindspore import mint
+    from mindspore.ops import auto_generate
+
+    rows = logits.astype(ms.float32).reshape((-1, logits.shape[-1]))
+    logp = rows - (peak + mint.log(total)).reshape((-1, 1))
+    ids = target.astype(ms.int64).reshape((-1,))
+    options = (None, None, None, "none", -100, 0.0)
+    dlogits = auto_generate.cross_entropy_loss_grad_op(grad.reshape((-1,)), logp, ids, *options)
+    return dlogits.astype(logits.dtype).reshape(logits.shape)
+
+
+def _refused(label_smoothing: float, group: str) -> str | None:
+    if group:
+        return "the operator knows the vocabulary of one rank"
+    return "the operator smooths labels in another way than Megatron" if label_smoothing else None
+
+
+# ---- operators
+
+
+def _fake(
+    logits: Tensor, target: Tensor, label_smoothing: float, group: str, reuse_logits: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    loss = torch.empty(target.shape, dtype=wide, device=logits.device)
+    return loss, loss.new_empty(target.numel()), loss.new_empty(target.numel())
+
+
+_BACKWARD = Operator(
+    "vocab_parallel_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor peak, "
+    "Tensor total, float label_smoothing, str group) -> Tensor",
+    decides=("logits",),
+    fake=lambda grad, logits, *_: fake_like(logits),
+    composite=_composite_backward,
+    csrc=_csrc_backward,
+    mindspore=_mindspore_backward,
+    refusal=lambda grad, logits, target, peak, total, *rest: _refused(*rest),
+)
+
+
+def _in_place(backward: Any) -> Any:
+    """The form that overwrites the logits, of the one that makes a tensor."""
+
+    def call(logits: Tensor, grad: Tensor, *rest: Any) -> None:
+        logits.copy_(backward(grad, logits, *rest))
+
+    return call
+
+
+BACKWARD_IN_PLACE = Operator(
+    "vocab_parallel_cross_entropy_backward_(Tensor(a!) logits, Tensor grad, Tensor target, Tensor peak, "
+    "Tensor total, float label_smoothing, str group) -> ()",
+    decides=("logits",),
+    fake=lambda *_: None,
+    composite=_in_place(_composite_backward),
+    csrc=lambda logits, grad, *rest: _csrc_into(logits, grad, logits, *rest),
+    mindspore=_in_place(_mindspore_backward),
+    refusal=lambda logits, grad, target, peak, total, *rest: _refused(*rest),
+)
+
+
+def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
+    logits, target, *ctx.options, reuse = args
+    _, peak, total = results
+    ctx.reuse = reuse and logits.is_contiguous()
+    ctx.save_for_backward(logits, target, peak, total)
+    ctx.mark_non_differentiable(peak, total)
+
+
+def _gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    rest = (None,) * 4
+    if grad is None:
+        return None, *rest
+    logits, *saved = ctx.saved_tensors
+    if not ctx.reuse:
+        return _BACKWARD(grad, logits, *saved, *ctx.options), *rest
+    logits = logits.detach()
+    BACKWARD_IN_PLACE(logits, grad, *saved, *ctx.options)
+    return logits, *rest
+
+
+OPERATOR = Operator(
+    "vocab_parallel_cross_entropy(Tensor logits, Tensor target, float label_smoothing, str group, "
+    "bool reuse_logits) -> (Tensor loss, Tensor peak, Tensor total)",
+    decides=("logits",),
+    fake=_fake,
+    composite=_composite,
+    csrc=_csrc,
+    mindspore=_mindspore,
+    refusal=lambda logits, target, label_smoothing, group, reuse: _refused(label_smoothing, group),
+    gradient=Gradient(_save, _gradient),
+)

@@ -85,6 +85,7 @@ class Operator:
     ) -> None:
         self.name = schema.partition("(")[0]
         self.composite = composite
+        self.on_mindspore = mindspore is not None
         _library.define(schema, tags=[torch.Tag.pt2_compliant_tag])
         self.overload = getattr(torch.ops.mindspeed_ms, self.name).default
         arguments = self.overload._schema.arguments

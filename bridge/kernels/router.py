@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
-from mindspeed_ms.kernels.dispatch import choose, on_mindspore
-from torch.autograd.function import once_differentiable
+from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like, gradients, mindspore_gradients
+
+Tensor = torch.Tensor
 
 #: (score function, softmax before the choice) -> code of csrc/kernels/moe.inl.
 SCORES = {("softmax", False): 0, ("softmax", True): 1, ("sigmoid", False): 2, ("sigmoid", True): 2}
 
 
 def topk_router(
-    logits: torch.Tensor,
+    logits: Tensor,
     topk: int,
     *,
     score_function: str = "softmax",
@@ -20,8 +24,8 @@ def topk_router(
     groups: int | None = None,
     group_topk: int | None = None,
     scaling_factor: float | None = None,
-    expert_bias: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    expert_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Probabilities and choice of each token's `topk` experts (Megatron's topk_routing_with_score_function).
 
     logits: (tokens, experts) in fp32, bf16 or fp16, all arithmetic in fp32. Returns probs (tokens, experts)
@@ -39,50 +43,29 @@ def topk_router(
     if expert_bias is not None and score_function != "sigmoid":
         raise ValueError("topk_router: expert_bias goes with sigmoid scores")
     bias = None if expert_bias is None else expert_bias.detach().float().contiguous()
-    options = (code, False, topk, groups or 0, group_topk or 0, float(scaling_factor or 1.0))
-    chosen = choose("topk_router", logits)
-    if chosen == "mindspore":
-        return on_mindspore(
-            "topk_router",
-            logits,
-            topk,
-            score_function=score_function,
-            pre_softmax=pre_softmax,
-            groups=groups,
-            group_topk=group_topk,
-            scaling_factor=scaling_factor,
-            expert_bias=bias,
-        )
-    if chosen == "composite":
-        return router_composite(logits, bias, *options)
-    return _Router.apply(logits, bias, *options)
+    scale = float(scaling_factor or 1.0)
+    return _ROUTER(logits, bias, code, topk, groups or 0, group_topk or 0, scale)
 
 
-def auxiliary_scores(
-    logits: torch.Tensor, topk: int, score_function: str = "softmax"
-) -> tuple[torch.Tensor, torch.Tensor]:
+def auxiliary_scores(logits: Tensor, topk: int, score_function: str = "softmax") -> tuple[Tensor, Tensor]:
     """The choice by score alone, and the scores of all experts for the auxiliary loss, fp32, differentiable.
 
     Megatron's compute_routing_scores_for_aux_loss: softmax, or sigmoids divided by their sum. Arguments as in
     :func:`topk_router`; returns (map, scores).
     """
     code = _check(logits, topk, score_function, True, None, None)
-    options = (code, True, topk, 0, 0, 1.0)
-    if choose("auxiliary_scores", logits) == "composite":
-        scores, chosen = router_composite(logits, None, *options)
-    else:
-        scores, chosen = _Router.apply(logits, None, *options)
+    scores, chosen = _SCORES(logits, None, code, topk, 0, 0, 1.0)
     return chosen, scores
 
 
 def load_balancing_loss(
-    probs: torch.Tensor,
-    tokens_per_expert: torch.Tensor,
-    total_tokens: float | torch.Tensor,
+    probs: Tensor,
+    tokens_per_expert: Tensor,
+    total_tokens: float | Tensor,
     topk: int,
     experts: int,
     coefficient: float,
-) -> torch.Tensor:
+) -> Tensor:
     """coefficient * experts / (topk * total_tokens^2) * sum over experts of probs' sum * tokens_per_expert.
 
     The auxiliary loss of the Switch Transformer (Fedus et al. 2021) as Megatron's
@@ -93,7 +76,7 @@ def load_balancing_loss(
 
 
 def _check(
-    logits: torch.Tensor,
+    logits: Tensor,
     topk: int,
     score_function: str,
     pre_softmax: bool,
@@ -117,21 +100,33 @@ def _check(
     return SCORES[score_function, pre_softmax]
 
 
-def router_composite(
-    logits: torch.Tensor,
-    bias: torch.Tensor | None,
-    code: int,
+# ---- composite; `every`: scores of all experts are wanted, not probabilities of the chosen ones
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _scores(wide: Tensor, code: int, every: bool) -> Tensor:
+    """By which experts are chosen."""
+    if code == 0 and not every:
+        return wide
+    return torch.sigmoid(wide) if code == 2 else torch.softmax(wide, -1)
+
+
+def _composite(
     every: bool,
+    logits: Tensor,
+    bias: Tensor | None,
+    code: int,
     topk: int,
     groups: int,
     group_topk: int,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The reference in torch operators; arguments as the kernel's."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    of_chosen = code == 0 and not every
-    scores = wide if of_chosen else torch.sigmoid(wide) if code == 2 else torch.softmax(wide, -1)
-    choice = scores.detach() if bias is None else scores.detach() + bias
+) -> tuple[Tensor, Tensor]:
+    choice = _scores(_wide(logits), code, every)
+    if bias is not None:
+        choice = choice + bias
     if groups:
         by_group = choice.unflatten(-1, (groups, -1))
         quality = by_group.topk(topk // group_topk, -1).values.sum(-1)
@@ -142,64 +137,185 @@ def router_composite(
     # Stable, so that of equal scores the first is chosen; NaN counts as largest, as in topk.
     order = choice.sort(dim=-1, descending=True, stable=True).indices
     chosen.scatter_(-1, order[..., :topk], True)
-    if of_chosen:
+    return _probabilities(every, logits, chosen, code, topk, scale), chosen
+
+
+def _probabilities(every: bool, logits: Tensor, chosen: Tensor, code: int, topk: int, scale: float) -> Tensor:
+    wide = _wide(logits)
+    if code == 0 and not every:
         probs = torch.softmax(wide.masked_fill(~chosen, -torch.inf), -1)
     else:
-        probs = scores if every else scores.masked_fill(~chosen, 0.0)
+        probs = _scores(wide, code, every)
+        probs = probs if every else probs.masked_fill(~chosen, 0.0)
         if code == 2 and (topk > 1 or every):
             probs = probs / (probs.sum(-1, keepdim=True) + 1e-20)
-    return (probs * scale).to(wide.dtype if every else logits.dtype), chosen
+    return (probs * scale).to(wide.dtype if every else logits.dtype)
 
 
-class _Router(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits, bias, code, every, topk, groups, group_topk, scale):
-        logits = logits.contiguous()
-        probs = torch.empty_like(logits, dtype=torch.float32 if every else logits.dtype)
-        chosen = torch.empty_like(logits, dtype=torch.bool)
-        launch(
-            "router_forward",
-            logits,
-            code,
-            every,
-            pointer(logits),
-            pointer(bias),
-            pointer(probs),
-            pointer(chosen),
-            *logits.shape,
-            topk,
-            groups,
-            group_topk,
-            scale,
-            dtype_code(logits),
-        )
-        ctx.save_for_backward(logits, chosen)
-        ctx.options = (code, every, topk, scale)
-        ctx.mark_non_differentiable(chosen)
-        ctx.set_materialize_grads(False)  # else zeros are made for `chosen`
-        return probs, chosen
+def _composite_backward(
+    every: bool, dprobs: Tensor, logits: Tensor, chosen: Tensor, code: int, topk: int, scale: float
+) -> Tensor:
+    return gradients(lambda x: _probabilities(every, x, chosen, code, topk, scale), (logits,), (dprobs,))[0]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dprobs, _):
-        logits, chosen = ctx.saved_tensors
-        code, every, topk, scale = ctx.options
-        if dprobs is None:
-            return (None,) * 8
-        dprobs = dprobs.float().contiguous()
-        dlogits = torch.empty_like(logits)
-        launch(
-            "router_backward",
-            logits,
-            code,
-            every,
-            pointer(dprobs),
-            pointer(logits),
-            pointer(chosen),
-            pointer(dlogits),
-            *logits.shape,
-            topk,
-            scale,
-            dtype_code(logits),
-        )
-        return dlogits, None, None, None, None, None, None, None
+
+# ---- csrc
+
+
+def _csrc(
+    every: bool,
+    logits: Tensor,
+    bias: Tensor | None,
+    code: int,
+    topk: int,
+    groups: int,
+    group_topk: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    logits = logits.contiguous()
+    probs, chosen = _fake(every, logits)
+    launch(
+        "router_forward",
+        logits,
+        code,
+        every,
+        pointer(logits),
+        pointer(bias),
+        pointer(probs),
+        pointer(chosen),
+        *logits.shape,
+        topk,
+        groups,
+        group_topk,
+        scale,
+        dtype_code(logits),
+    )
+    return probs, chosen
+
+
+def _csrc_backward(
+    every: bool, dprobs: Tensor, logits: Tensor, chosen: Tensor, code: int, topk: int, scale: float
+) -> Tensor:
+    logits, dprobs = logits.contiguous(), dprobs.float().contiguous()
+    dlogits = torch.empty_like(logits)
+    launch(
+        "router_backward",
+        logits,
+        code,
+        every,
+        pointer(dprobs),
+        pointer(logits),
+        pointer(chosen),
+        pointer(dlogits),
+        *logits.shape,
+        topk,
+        scale,
+        dtype_code(logits),
+    )
+    return dlogits
+
+
+# ---- MindSpore: TopkExt, Scatter, Softmax, Sigmoid
+
+
+def _mindspore_scores(wide: Any, code: int, every: bool) -> Any:
+    from mindspore import mint
+
+    if code == 0 and not every:
+        return wide
+    return mint.sigmoid(wide) if code == 2 else mint.nn.functional.softmax(wide, -1)
+
+
+def _mindspore(
+    every: bool, logits: Any, bias: Any, code: int, topk: int, groups: int, group_topk: int, scale: float
+) -> tuple[Any, Any]:
+    import mindspore as ms
+    from mindspore import mint
+
+    def marked(like: Any, index: Any) -> Any:
+        ones = mint.ones(index.shape, dtype=ms.float32)
+        return mint.scatter(mint.zeros_like(like), 1, index, ones) > 0
+
+    choice = _mindspore_scores(logits.astype(ms.float32), code, every)
+    if bias is not None:
+        choice = choice + bias
+    if groups:
+        tokens, experts = choice.shape
+        shape = (tokens, groups, experts // groups)
+        quality = mint.topk(choice.reshape(shape), topk // group_topk, -1)[0].sum(-1)
+        best = marked(quality, mint.topk(quality, group_topk, -1)[1])
+        kept = best.reshape((tokens, groups, 1)).broadcast_to(shape).reshape(choice.shape)
+        choice = mint.where(kept, choice, float("-inf"))
+    chosen = marked(choice, mint.topk(choice, topk, -1)[1])
+    return _mindspore_probabilities(every, logits, chosen, code, topk, scale), chosen
+
+
+def _mindspore_probabilities(
+    every: bool, logits: Any, chosen: Any, code: int, topk: int, scale: float
+) -> Any:
+    import mindspore as ms
+    from mindspore import mint
+
+    wide = logits.astype(ms.float32)
+    if code == 0 and not every:
+        probs = mint.nn.functional.softmax(mint.where(chosen, wide, float("-inf")), -1)
+    else:
+        probs = _mindspore_scores(wide, code, every)
+        probs = probs if every else mint.where(chosen, probs, 0.0)
+        if code == 2 and (topk > 1 or every):
+            probs = probs / (probs.sum(-1, keepdim=True) + 1e-20)
+    return (probs * scale).astype(ms.float32 if every else logits.dtype)
+
+
+def _mindspore_backward(
+    every: bool, dprobs: Any, logits: Any, chosen: Any, code: int, topk: int, scale: float
+) -> Any:
+    return mindspore_gradients(
+        lambda x: _mindspore_probabilities(every, x, chosen, code, topk, scale), (logits,), (dprobs,)
+    )[0]
+
+
+# ---- operators
+
+
+def _fake(every: bool, logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    chosen = torch.empty(logits.shape, dtype=torch.bool, device=logits.device)
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return torch.empty_like(chosen, dtype=wide if every else logits.dtype), chosen
+
+
+def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, Tensor]) -> None:
+    logits, _, code, topk, _, _, scale = args
+    ctx.save_for_backward(logits, results[1])
+    ctx.options = (code, topk, scale)
+    ctx.mark_non_differentiable(results[1])
+
+
+def _gradient(backward: Operator, ctx: Any, dprobs: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    dlogits = None if dprobs is None else backward(dprobs, *ctx.saved_tensors, *ctx.options)
+    return dlogits, *(None,) * 6
+
+
+def _declared(name: str, every: bool) -> Operator:
+    backward = Operator(
+        f"{name}_backward(Tensor dprobs, Tensor logits, Tensor chosen, int code, int topk, float scale) "
+        "-> Tensor",
+        decides=("logits",),
+        fake=lambda dprobs, logits, *_: fake_like(logits),
+        composite=partial(_composite_backward, every),
+        csrc=partial(_csrc_backward, every),
+        mindspore=partial(_mindspore_backward, every),
+    )
+    return Operator(
+        f"{name}(Tensor logits, Tensor? bias, int code, int topk, int groups, int group_topk, float scale) "
+        "-> (Tensor, Tensor)",
+        decides=("logits",),
+        fake=partial(_fake, every),
+        composite=partial(_composite, every),
+        csrc=partial(_csrc, every),
+        mindspore=partial(_mindspore, every),
+        gradient=Gradient(_save, partial(_gradient, backward)),
+    )
+
+
+_ROUTER = _declared("topk_router", every=False)
+_SCORES = _declared("auxiliary_scores", every=True)

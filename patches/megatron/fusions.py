@@ -180,13 +180,11 @@ CROSS_ENTROPY = "the kernel keeps neither the softmax nor a float32 copy of the 
 
 def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float, group: Any) -> Tensor:
     from mindspeed_ms.kernels import vocab_parallel_cross_entropy
+    from mindspeed_ms.kernels.cross_entropy import disposable
 
     # Megatron's own writes into float32 logits, too: nobody may count on them afterwards. 16-bit logits it
     # copies: the gradient may lie there if the model alone has them, and if what made them keeps no result.
-    made_by = type(logits.grad_fn).__name__
-    reuse = logits.dtype == torch.float32 or (
-        _own_logits.get() is logits and made_by.startswith("LinearWith")
-    )
+    reuse = logits.dtype == torch.float32 or (_own_logits.get() is logits and disposable(logits))
     return vocab_parallel_cross_entropy(logits, target, label_smoothing, group, reuse_logits=reuse)
 
 

@@ -29,9 +29,10 @@ def column_parallel_product(
     """``input [s, b, in]`` @ ``weight^T`` + bias; where rows are gathered first, by one operator on Ascend.
 
     Megatron's own way is kept for weight gradients that it defers (``grad_output_buffer``), and for the
-    buffers of its FSDP.
+    buffers of its FSDP. Neither keeps the result, so that logits may be overwritten.
     """
     from mindspeed_ms.kernels import parallel_linear
+    from mindspeed_ms.kernels.cross_entropy import mark_disposable
 
     deferred = bool(positional) or options.get("grad_output_buffer") is not None
     if sequence_parallel and not deferred and not hasattr(weight, "__fsdp_param__"):
@@ -39,9 +40,9 @@ def column_parallel_product(
         if parallel_linear.takes_fused("column_linear", input, weight, group):
             gradient = weight_gradient(weight, gradient_accumulation_fusion)
             out = parallel_linear.column_linear(input, weight, group, gradient)
-            return out if bias is None else out + bias
+            return mark_disposable(out if bias is None else out + bias)
     flags = (gradient_accumulation_fusion, allreduce_dgrad, sequence_parallel)
-    return original(input, weight, bias, *flags, *positional, **options)
+    return mark_disposable(original(input, weight, bias, *flags, *positional, **options))
 
 
 @around("megatron.core.tensor_parallel.layers:RowParallelLinear.forward", reason=FUSED)

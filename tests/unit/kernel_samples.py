@@ -36,6 +36,7 @@ class Draw:
         return angles.cos().to(self.device), angles.sin().to(self.device)
 
 
+TARGETS = [[0, 3], [7, 3], [30, 1], [2, 5]]
 MASK = [[[[False, True, False, False, False, False, True]] * 5]] * 2
 
 Sample = Callable[[Draw], tuple[Any, ...]]
@@ -84,6 +85,23 @@ SAMPLES: dict[str, list[Sample]] = {
         lambda draw: (draw(8, 32, grad=False), draw(8, 16, grad=False),
                       draw(16, 32, dtype=torch.float32, grad=False)),
     ],
+    "vocab_parallel_cross_entropy": [
+        lambda draw: (draw(4, 2, 32), draw.tensor(TARGETS), 0.0, "", False),
+        lambda draw: (draw(4, 2, 32), draw.tensor(TARGETS), 0.1, "", False),
+    ],
+    "vocab_parallel_cross_entropy_backward_": [
+        lambda draw: (draw(8, 32, grad=False), draw(8, dtype=torch.float32, grad=False),
+                      draw.tensor(TARGETS).flatten(), draw.tensor([1.0] * 8), draw.tensor([30.0] * 8), 0.0, ""),
+    ],
+    "linear_cross_entropy": [
+        lambda draw: (draw(8, 16), draw(32, 16), draw.tensor(TARGETS).flatten(), "", 3),
+    ],
+    "topk_router": [
+        lambda draw: (draw(10, 16), None, 0, 4, 0, 0, 1.0),
+        lambda draw: (draw(10, 16), None, 1, 4, 0, 0, 2.0),
+        lambda draw: (draw(10, 16), draw(16, dtype=torch.float32, grad=False), 2, 4, 4, 2, 2.5),
+    ],
+    "auxiliary_scores": [lambda draw, code=code: (draw(10, 16), None, code, 4, 0, 0, 1.0) for code in (0, 2)],
 }  # fmt: skip
 
 #: Public functions that put other kernels together, or make integers: they follow their parts.
@@ -94,7 +112,6 @@ MADE_OF_KERNELS = (
     "grouped_weight_gradient",
     "latent_key_value",
     "latent_query",
-    "linear_cross_entropy",
     "load_balancing_loss",
     "packed_positions",
     "packed_segments",

@@ -3,7 +3,7 @@
 Run by tests/cann/test_kernels.py.
 
 Every sample of tests/unit/kernel_samples.py in every dtype: the MindSpore form runs, unless the kernel
-refuses it for a reason that stands in REFUSED; then the composite does, in operators of MindSpore.
+refuses it for a reason that stands below; then the composite does, in operators of MindSpore.
 """
 
 from __future__ import annotations
@@ -26,8 +26,13 @@ from mindspeed_ms.kernels.operator import OPERATORS
 #: Largest error relative to the largest value, forward and backward: a few roundings of the results.
 ERROR = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-2, 4e-2), torch.float16: (3e-3, 1e-2)}
 
-REFUSED: dict[tuple[str, torch.dtype], str] = {}
-"""(kernel, dtype) -> why its operators do not take it."""
+REFUSED: dict[tuple[str, int], str] = {
+    ("vocab_parallel_cross_entropy", 1): "labels are smoothed in another way than Megatron's",
+}
+"""Sample -> why MindSpore's operators do not take it: the composite runs."""
+
+FLOAT32_REFUSED: dict[str, str] = {}
+"""Kernel -> why they do not take float32."""
 
 ROWS = [(name, number) for name, samples in SAMPLES.items() for number in range(len(samples))]
 
@@ -35,6 +40,8 @@ ROWS = [(name, number) for name, samples in SAMPLES.items() for number in range(
 def results(name: str, args: tuple[Any, ...]) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
     """Differentiable results (all, of a kernel that has no gradient), and the gradients of the inputs."""
     found = [t for t in tree_leaves(OPERATORS[name](*args)) if isinstance(t, torch.Tensor)]
+    if not found:  # it writes into its arguments
+        return [t for t in tree_leaves(args) if isinstance(t, torch.Tensor)], []
     outputs = [t for t in found if t.requires_grad]
     if not outputs:
         return found, []
@@ -80,7 +87,7 @@ def test_against_float64(name, number, dtype):
         if found is not None:
             close(found, wanted, ERROR[dtype][1])
     forms = {name} if not grads else {name, f"{name}_backward"}
-    if (name, dtype) in REFUSED:
-        assert not forms <= ran, f"{name} takes {dtype}: take it out of REFUSED"
-    else:
+    if (name, number) in REFUSED or (dtype == torch.float32 and name in FLOAT32_REFUSED):
+        assert not forms & ran, f"{name} takes it: take it out of the refused ones"
+    elif OPERATORS[name].on_mindspore:
         assert forms <= ran, f"MindSpore's operators did not run: {sorted(ran)}"
