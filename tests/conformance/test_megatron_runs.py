@@ -1,14 +1,24 @@
 """The runner of Megatron's unit tests: what it counts when tests fail, crash and hang."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.megatron_causes import cause, not_applicable
+from tests.conformance.megatron_causes import EXCUSES, cause, excuse_of
 from tests.conformance.megatron_runs import Outcome, Server, run_file
-from tests.conformance.megatron_unit_tests import by_cause, column, commit, count, failures_document
+from tests.conformance.megatron_unit_tests import (
+    by_cause,
+    column,
+    commit,
+    count,
+    failures_document,
+    unused_excuses,
+)
 
+RECORD = Path(__file__).with_name("MEGATRON_UNIT_TESTS.md")
 FILE = "tests/unit_tests/test_sample.py"
 SAMPLE = """
 import os
@@ -92,5 +102,25 @@ def test_the_document_names_the_commit_of_each_file(run):
 
 def test_causes():
     assert cause(Outcome("failed", "OSError: /a/b/c.txt 12")) == "OSError: …/c.txt N"
-    assert not_applicable("f", "RuntimeError: boom") == ""
+    assert excuse_of("f", "RuntimeError: boom") is None
     assert column("f", "t", Outcome("crash", "the process ended with SIGSEGV")) == "failed"
+
+
+def test_unused_excuses_are_found(run):
+    unused = unused_excuses([{FILE: run}])
+    assert len(unused) == len(EXCUSES) - 1
+    assert "world.size" not in "".join(excuse.message for excuse in unused)
+
+
+def test_each_excuse_was_used_in_the_recorded_run():
+    record = RECORD.read_text()
+    assert [excuse.reason for excuse in EXCUSES if f"| {excuse.reason} |" not in record] == []
+
+
+def test_what_an_excuse_calls_missing_is_missing():
+    """With the stand-ins on: what they provide is no excuse."""
+    names = sorted({excuse.missing for excuse in EXCUSES} - {""})
+    find = "import sys, importlib.util, mindspeed_ms.patch\n"
+    find += "print([name for name in sys.argv[1:] if importlib.util.find_spec(name)])"
+    done = subprocess.run([sys.executable, "-c", find, *names, "mamba_ssm"], capture_output=True, text=True)
+    assert done.stdout.strip() == "['mamba_ssm']", done.stdout + done.stderr
