@@ -4,11 +4,12 @@
 
 Llama-style model, the standard library's sources; float32 and bfloat16. Marks, as relative differences:
 
-* float32: the first iteration's loss within 1e-6, every iteration's within 1e-4, between each two runs;
+* float32: the first iteration's loss within 1e-6 between each two runs, every iteration's within ten times
+  what is measured between these two (LIMITS);
 * bfloat16: every iteration's within 1e-2 of plain torch in bfloat16, and, as the mean over the iterations, no
   farther from plain torch in float32 than plain torch in bfloat16 itself, but for what its own rounding
   moves the curve by (MEAN);
-* both: with fused kernels the same bounds as without (`MINDSPEED_MS_KERNELS=composite`).
+* both: with fused kernels the same bounds as without.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tests.benchmarks.report import Report, arguments  # noqa: E402
 PRETRAIN = str(ROOT / "examples" / "pretrain_gpt.py")
 PREPARE = str(ROOT / "examples" / "prepare_data.py")
 ITERATIONS = 50
-FIRST, ALL = 1e-6, 1e-4
+FIRST = 1e-6
 BFLOAT16_ALL = 1e-2
 #: Mean distance from the float32 curve over plain torch's own: curves that round elsewhere scatter by this.
 MEAN = 1.25
@@ -45,6 +46,10 @@ RUNS: dict[str, dict[str, str] | None] = {
     AUTO: {"MINDSPEED_MS_ROUTE": "auto"},
     COMPOSITE: {"MINDSPEED_MS_ROUTE": "auto", "MINDSPEED_MS_KERNELS": "composite"},
 }
+#: Largest relative difference of two float32 runs: with the same kernels, with and without the fused ones, and
+#: where products are summed in another order.
+LIMITS = {frozenset((PLAIN, "host")): 8e-7, frozenset((AUTO, COMPOSITE)): 5e-6}
+OTHERWISE = 4e-5
 #: dtype -> the runs made in it, and their flags.
 DTYPES = {"float32": (tuple(RUNS), ""), "bfloat16": ((PLAIN, AUTO, COMPOSITE), "--bf16")}
 # hidden, ffn, layers, heads, sequence, micro batch, global batch
@@ -117,7 +122,8 @@ def judge_float32(report: Report, curves: dict[str, list[float]]) -> None:
         found = differences(curves[name], curves[other])
         pair = f"float32: {name} against {other}"
         report.mark(f"{pair}: first iteration < {FIRST}", found[0] < FIRST, f"{found[0]:.1e}")
-        report.mark(f"{pair}: all {ITERATIONS} < {ALL}", max(found) < ALL, f"{max(found):.1e}")
+        limit = LIMITS.get(frozenset((other, name)), OTHERWISE)
+        report.mark(f"{pair}: all {ITERATIONS} < {limit}", max(found) < limit, f"{max(found):.1e}")
         report.summary[f"{pair}: largest relative difference"] = max(found)
 
 

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.parallel_parity [--quick] [--only REGEX] [--json FILE] [--data DIR]
 
 Float32, 50 iterations, one thread per rank. All runs start from one checkpoint that one rank wrote, because
-Megatron draws the weights of pipeline stages and experts from seeds of their own. Marks, as relative
-differences of the loss: the first iteration within 1e-5, the last within 1e-3.
+Megatron draws the weights of pipeline stages and experts from seeds of their own. Mark: the loss of every
+iteration within a relative difference of 1e-6 (1.5e-7 is measured).
 
 With dropout, a curve of tensor parallel ranks equals that of one rank where both hold all values, and the
 masks that 4 ranks draw (tests/distributed/dropout_rules.py) follow Megatron's rules.
@@ -30,7 +30,7 @@ from tests.benchmarks.report import Report, arguments  # noqa: E402
 
 PREPARE = str(ROOT / "examples" / "prepare_data.py")
 RATE = "--lr 1e-3 --min-lr 1e-4 --lr-decay-style cosine"
-FIRST, LAST = 1e-5, 1e-3
+LIMIT = 1e-6
 
 
 def curve(strategy: Strategy, data: Path, start: Path, report: Path, iterations: int) -> list[float]:
@@ -50,7 +50,7 @@ def save_weights(model: str, data: Path, start: Path) -> None:
 
 
 def measure(options: argparse.Namespace, report: Report, folder: Path) -> None:
-    """Trains every chosen strategy and its references; one row and two marks for each."""
+    """Trains every chosen strategy and its references; one row and one mark for each."""
     iterations = 5 if options.quick else 50
     data = options.data or folder / "data"
     if not (data / "prepared.json").exists():
@@ -86,9 +86,8 @@ def measure(options: argparse.Namespace, report: Report, folder: Path) -> None:
             last_difference=differences[-1],
             largest_difference=max(differences),
         )
-        report.mark(f"{name}: iteration 1 < {FIRST}", differences[0] < FIRST, f"{differences[0]:.1e}")
-        last = differences[-1]
-        report.mark(f"{name}: iteration {iterations} < {LAST}", last < LAST, f"{last:.1e}")
+        largest = max(differences)
+        report.mark(f"{name}: all {iterations} < {LIMIT}", largest < LIMIT, f"{largest:.1e}")
     for model, found in references.items():
         report.mark(f"{model}, one rank: the loss falls", found[-1] < found[0], f"to {found[-1]:.4f}")
 

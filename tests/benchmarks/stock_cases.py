@@ -53,8 +53,8 @@ class Case:
 
     @property
     def limit(self) -> float:
-        """Largest relative difference of a loss that is met."""
-        return 1e-2 if "bf16" in self.curve + self.model else 1e-4
+        """Largest relative difference of a loss that is met: ten times what is measured."""
+        return 1.5e-3 if "bf16" in self.curve + self.model else 3e-6
 
 
 _TP2 = "--tensor-model-parallel-size 2 --sequence-parallel"

@@ -45,7 +45,7 @@ def recurrence(x, dt, A, B, C, D, bias, state=None):
     return torch.stack(ys, 1), h
 
 
-def close(ours, exact, tolerance=2e-5):
+def close(ours, exact, tolerance=1e-5):
     torch.testing.assert_close(ours.double(), exact, rtol=tolerance, atol=tolerance)
 
 

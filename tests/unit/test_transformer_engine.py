@@ -110,9 +110,9 @@ def test_norm_linear_against_float64(normalization, zero_centered):
         expected = F.linear(normed, named["weight"], named["bias"])
         (expected * weighting.cpu().double()).sum().backward()
         torch.testing.assert_close(out.cpu().double(), expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(x.grad.cpu().double(), exact.grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(x.grad.cpu().double(), exact.grad, rtol=2e-5, atol=2e-5)
         for name, value in layer.named_parameters():
-            torch.testing.assert_close(value.grad.cpu().double(), named[name].grad, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(value.grad.cpu().double(), named[name].grad, rtol=2e-5, atol=2e-5)
     """)
 
 
