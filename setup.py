@@ -88,7 +88,7 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["mindspeed-ms = mindspeed_ms.cli:main"],
+        "console_scripts": ["mindspeed-ms = mindspeed_ms.commands.cli:main"],
         # torch calls it at `import torch`; it acts only if MINDSPEED_MS_AUTOLOAD=1
         "torch.backends": ["mindspeed_ms = mindspeed_ms.autoload:start"],
     },

@@ -13,7 +13,8 @@ versions.check()
 settings.check()
 
 # the versions come first: their message is the clear one
-from mindspeed_ms import comm, coverage_report, device, launch  # noqa: E402
+from mindspeed_ms import comm, coverage_report, device  # noqa: E402
+from mindspeed_ms.config import launch  # noqa: E402
 from mindspeed_ms.patches import registry  # noqa: E402
 
 launch.adopt_msrun_environment()  # first: the device count is one of its variables

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from mindspeed_ms.config import settings
 
+HELP = "each variable of the environment that counts: value, origin, meaning"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``env``."""

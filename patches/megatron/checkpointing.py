@@ -65,7 +65,7 @@ def state_dict(original: Callable[..., Any], self: Any, is_loading: bool = False
 )
 def _get_write_results_queue() -> Any:
     """Megatron's queue between the processes that write a checkpoint, served by the rank."""
-    from mindspeed_ms.child_processes import served_queue
+    from mindspeed_ms.comm.child_processes import served_queue
 
     writer = sys.modules[_WRITER]
     if writer._results_queue is None:
@@ -79,7 +79,7 @@ def _get_write_results_queue() -> Any:
 )
 def write_preloaded_data(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Megatron's writing of one file, in a process that ends with the one which wants it written."""
-    from mindspeed_ms.child_processes import end_with_parent
+    from mindspeed_ms.comm.child_processes import end_with_parent
 
     if parent_process() is not None:
         end_with_parent()

@@ -10,8 +10,8 @@ import pytest
 import ranks
 import torch
 import torch.distributed as dist
-from mindspeed_ms import launch
 from mindspeed_ms.comm import names
+from mindspeed_ms.config import launch
 
 pytestmark = pytest.mark.distributed
 
@@ -96,7 +96,7 @@ def test_threads_are_shared_by_local_ranks(monkeypatch):
 LAUNCHER = """
 import os, subprocess, sys
 os.environ |= {"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "1"}
-rank = "from mindspeed_ms import launch; print(launch.set_threads())"
+rank = "from mindspeed_ms.config import launch; print(launch.set_threads())"
 sys.exit(subprocess.run([sys.executable, "-c", rank]).returncode)
 """
 

@@ -55,7 +55,7 @@ def command(
     if way == "run":
         if ranks != 1:
             raise ValueError(f"mindspeed-ms run starts one process, not {ranks}: use torchrun")
-        return [sys.executable, "-m", "mindspeed_ms.cli", "run", str(script), *flags], {}
+        return [sys.executable, "-m", "mindspeed_ms", "run", str(script), *flags], {}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     if way == "torchrun":
         return [*torchrun, "-m", "mindspeed_ms.run", str(script), *flags], {}

@@ -8,7 +8,7 @@ OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "MINDS
 
 
 def cli(*args: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
-    return launch(sys.executable, "-m", "mindspeed_ms.cli", *args, timeout=timeout, **env)
+    return launch(sys.executable, "-m", "mindspeed_ms", *args, timeout=timeout, **env)
 
 
 def launch(*command: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from mindspeed_ms._native.comm import process_alive, process_start_time
-from mindspeed_ms.child_processes import end_with_parent, served_queue
+from mindspeed_ms.comm.child_processes import end_with_parent, served_queue
 
 
 def put(queue, value):
@@ -72,7 +72,9 @@ def test_this_process_puts_and_gets_in_order():
 
 
 def test_a_process_that_serves_one_ends():
-    code = "from mindspeed_ms.child_processes import end_with_parent, served_queue; served_queue().put(1)"
+    code = (
+        "from mindspeed_ms.comm.child_processes import end_with_parent, served_queue; served_queue().put(1)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

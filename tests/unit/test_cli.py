@@ -18,6 +18,12 @@ def test_missing_script_is_one_sentence(tmp_path):
     assert "is a folder" in one_line(cli("run", str(tmp_path)), 2)
 
 
+def test_the_command_starts_without_torch():
+    """`run` sets the threads of torch's OpenMP before torch loads, and --help is quick."""
+    code = "import sys, mindspeed_ms.commands.cli; assert not {'torch', 'mindspore'} & set(sys.modules)"
+    assert launch(sys.executable, "-c", code).stderr == ""
+
+
 REPORT = {
     "rows": [
         {"op": "aten::mm", "dtype": "Float", "route": "mindspore", "calls": 10, "seconds": 6.0},
@@ -42,7 +48,7 @@ def test_coverage_of_a_known_report(tmp_path):
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     path = tmp_path / "coverage.json"
     path.write_text(json.dumps({**REPORT, "rows": REPORT["rows"] * 10000}))
-    command = f"{sys.executable} -m mindspeed_ms.cli coverage --all {path} | head -n 1"
+    command = f"{sys.executable} -m mindspeed_ms coverage --all {path} | head -n 1"
     done = launch("bash", "-c", command)
     assert done.stdout.startswith("operator")
     assert done.stderr == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 from mindspeed_ms import versions
 from mindspeed_ms.config import settings
+
+HELP = "examine the installation and say what to do"
 
 
 @dataclass(frozen=True)
@@ -155,12 +158,21 @@ def examine() -> Iterator[Finding]:
             yield Finding(name, "failed", f"{type(error).__name__}: {error}")
 
 
-def main(calibrate: bool = False) -> int:
-    """Print the report, with `calibrate` after measuring this machine's routes; 1 if something is off."""
-    if calibrate:
-        from mindspeed_ms.ops import calibrate as calibration
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``doctor``."""
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="first measure for some minutes which kernels are fastest here; later runs use the result",
+    )
 
-        print(f"routes measured on this machine are kept in {calibration.keep()}", flush=True)
+
+def execute(options: argparse.Namespace) -> int:
+    """Print the report, with --calibrate after measuring this machine's routes; 1 if something is off."""
+    if options.calibrate:
+        from mindspeed_ms.ops import calibrate
+
+        print(f"routes measured on this machine are kept in {calibrate.keep()}", flush=True)
     off = 0
     for finding in examine():
         off += bool(finding.advice)
