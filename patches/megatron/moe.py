@@ -1,12 +1,10 @@
-"""Mixture of experts: what Megatron does only with Transformer Engine or grouped_gemm, on our kernels."""
+"""Mixture of experts: what Megatron does only with Transformer Engine, on our kernels."""
 
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from mindspeed_ms.patches.megatron.routing import takes
 from mindspeed_ms.patches.registry import around, replace
-from mindspeed_ms.patches.stand_ins import Provided, provide
 
 ROUTER_GATING = "megatron.core.transformer.moe.moe_utils:router_gating_linear"
 REASON = "without Transformer Engine it reads the undefined name te_general_gemm"
@@ -125,32 +123,3 @@ def load_balancing_loss(
     """The auxiliary loss; fused or not, it is one sum over the tokens and one over the experts."""
     options = (topk, num_experts, moe_aux_loss_coeff, False, *padding)
     return original(probs, tokens_per_expert, total_num_tokens, *options, **named_padding)
-
-
-def _multiply_groups(
-    a: torch.Tensor, b: torch.Tensor, batch_sizes: torch.Tensor, trans_a: bool = False, trans_b: bool = False
-) -> torch.Tensor:
-    """``[rows, n]``: ``batch_sizes[i]`` rows of ``a [rows, k]``, in order, times ``b[i] [k, n]``.
-
-    ``trans_b``: each ``b[i]`` is ``[n, k]``. ``trans_a``: of ``b [rows, n]`` each group's rows are multiplied
-    with the transpose of those of ``a``: ``[groups, k, n]``, not differentiable.
-    """
-    from mindspeed_ms.kernels import grouped_matmul, grouped_weight_gradient
-
-    counts = batch_sizes.tolist()
-    if trans_a:
-        return grouped_weight_gradient(a.detach(), b.detach(), counts)
-    return grouped_matmul(a, b, counts, turned=trans_b)
-
-
-def _grouped_gemm(module: ModuleType) -> None:
-    module.ops = SimpleNamespace(gmm=_multiply_groups)
-
-
-provide(
-    Provided(
-        "grouped_gemm",
-        _grouped_gemm,
-        "the grouped experts of the local layer spec refuse to be built without it",
-    )
-)

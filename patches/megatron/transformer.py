@@ -4,17 +4,8 @@ import copy
 from typing import Any
 
 import torch
-from mindspeed_ms.patches import stand_ins
 from mindspeed_ms.patches.megatron.norms import with_kernel
 from mindspeed_ms.patches.registry import around, replace
-
-TRITON = ("triton", "triton.language")
-REASON = "it defines triton kernels that training does not launch"
-for borrower in (
-    "megatron.core.transformer.custom_layers.batch_invariant_kernels",
-    "megatron.core.inference.contexts.attention_context.triton.tensor_ops",
-):
-    stand_ins.lend(stand_ins.StandIn(TRITON, borrower, REASON))
 
 
 @around(

@@ -4,7 +4,9 @@ import pytest
 import ranks
 import torch
 import torch.distributed as dist
-from mindspeed_ms.patches.emerging_optimizers import newton_schulz_tp
+from mindspeed_ms.patches.stand_ins.emerging_optimizers.orthogonalized_optimizers.muon_utils import (
+    newton_schulz_tp,
+)
 
 pytestmark = pytest.mark.distributed
 

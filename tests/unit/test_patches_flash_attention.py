@@ -6,7 +6,7 @@ import sys
 import mindspeed_ms.patch  # noqa: F401 - the device
 import pytest
 import torch
-from mindspeed_ms.patches.flash_attention import flash_attn_varlen_func, flash_attn_with_kvcache
+from mindspeed_ms.patches.stand_ins.flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
 
 DEVICES = ("cpu", "npu")
 
@@ -129,7 +129,8 @@ import mindspeed_ms.patch
 from megatron.core.utils import is_fa_min_version
 from megatron.core.transformer import attention
 assert is_fa_min_version("2.7.3")
-assert attention.flash_attn_with_kvcache.__module__ == "mindspeed_ms.patches.flash_attention"
+assert attention.flash_attn_with_kvcache.__module__ == "flash_attn"
+assert "stand_ins/flash_attn" in attention.flash_attn_with_kvcache.__code__.co_filename
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

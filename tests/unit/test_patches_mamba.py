@@ -6,14 +6,13 @@ import sys
 
 import pytest
 import torch
-from mindspeed_ms.patches.mamba import (
-    RMSNorm,
-    causal_conv1d_fn,
-    causal_conv1d_update,
-    causal_conv1d_varlen_states,
+from mindspeed_ms.patches.stand_ins.causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+from mindspeed_ms.patches.stand_ins.causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states
+from mindspeed_ms.patches.stand_ins.mamba_ssm.ops.triton.layernorm_gated import RMSNorm
+from mindspeed_ms.patches.stand_ins.mamba_ssm.ops.triton.selective_state_update import selective_state_update
+from mindspeed_ms.patches.stand_ins.mamba_ssm.ops.triton.ssd_combined import (
     mamba_chunk_scan_combined,
     mamba_split_conv1d_scan_combined,
-    selective_state_update,
 )
 from torch.nn import functional
 
@@ -200,7 +199,10 @@ import mindspeed_ms.patch
 from megatron.core.ssm import mamba_mixer
 assert mamba_mixer.HAVE_MAMBA_SSM
 assert mamba_mixer._check_mamba_sequence_packing_support() == (True, None)
-assert mamba_mixer.ExtendedRMSNorm.__mro__[1].__module__ == "mindspeed_ms.patches.mamba"
+import inspect
+norm = mamba_mixer.ExtendedRMSNorm.__mro__[1]
+assert norm.__module__ == "mamba_ssm.ops.triton.layernorm_gated"
+assert "stand_ins/mamba_ssm" in inspect.getfile(norm)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -6,10 +6,12 @@ import textwrap
 
 import pytest
 import torch
-from mindspeed_ms.patches.emerging_optimizers import (
-    COEFFICIENTS,
+from mindspeed_ms.kernels.muon import COEFFICIENTS
+from mindspeed_ms.patches.stand_ins.emerging_optimizers.orthogonalized_optimizers import (
     OrthogonalizedOptimizer,
     get_muon_scale_factor,
+)
+from mindspeed_ms.patches.stand_ins.emerging_optimizers.orthogonalized_optimizers.muon_utils import (
     newton_schulz_tp,
 )
 

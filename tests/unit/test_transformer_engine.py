@@ -163,7 +163,7 @@ def test_fp8_state_of_a_checkpoint_is_dropped_with_a_word():
 def test_extra_states_of_each_release_are_read_for_what_they_are():
     succeeds("""
         import datetime, io, pickle
-        from mindspeed_ms.patches.transformer_engine.extra_state import holds_scaling_factors
+        from transformer_engine.pytorch._extra_state import holds_scaling_factors
 
         def file(value):
             torch.save(value, made := io.BytesIO())

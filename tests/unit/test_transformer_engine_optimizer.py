@@ -2,9 +2,10 @@
 
 import copy
 
+import mindspeed_ms.patch  # noqa: F401
 import pytest
 import torch
-from mindspeed_ms.patches.transformer_engine.optimizers import FusedAdam
+from mindspeed_ms.patches.stand_ins.transformer_engine.pytorch.optimizers import FusedAdam
 
 DECAY = 0.1
 

@@ -3,7 +3,7 @@
 import mindspeed_ms.patch  # noqa: F401
 import pytest
 import torch
-from mindspeed_ms.patches.transformer_engine import permutation
+from mindspeed_ms.patches.stand_ins.transformer_engine.pytorch import permutation
 
 TOKENS, HIDDEN, EXPERTS = 7, 8, 4
 

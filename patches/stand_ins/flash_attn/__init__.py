@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.patches.stand_ins import refuse
+from mindspeed_ms.kernels import attention, cached_attention, packed_segments, paged_rows
+from mindspeed_ms.patches.stand_ins.providing import refuse
 
-VERSION = "2.7.4"
+__version__ = "2.7.4"
 """The release whose arguments these functions take: Megatron's dynamic batching wants 2.7.3 or later."""
 
 
@@ -32,8 +33,6 @@ def flash_attn_varlen_func(
     k and v ``(tokens, kv_heads, d)``, or with ``block_table`` blocks ``(blocks, size, kv_heads, d)``; nothing
     flows back to those. Raises NotImplementedError for alibi_slopes and return_attn_probs.
     """
-    from mindspeed_ms.kernels import attention, packed_segments, paged_rows
-
     refuse(
         "flash_attn.flash_attn_varlen_func", alibi_slopes=alibi_slopes, return_attn_probs=return_attn_probs
     )
@@ -78,8 +77,6 @@ def flash_attn_with_kvcache(
 
     Raises NotImplementedError for cache_batch_idx, cache_leftpad, alibi_slopes and return_softmax_lse.
     """
-    from mindspeed_ms.kernels import cached_attention
-
     refuse(
         "flash_attn.flash_attn_with_kvcache",
         cache_batch_idx=cache_batch_idx,

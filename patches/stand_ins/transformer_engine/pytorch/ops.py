@@ -1,8 +1,11 @@
-"""``te.pytorch.ops``' activations by themselves (``use_te_activation_func``), on our kernels."""
+"""``transformer_engine.pytorch.ops``: activations (``use_te_activation_func``) on our kernels."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from mindspeed_ms.kernels import bias_activation, bias_glu
 
 
 class _Activation(torch.nn.Module):
@@ -19,8 +22,6 @@ class SwiGLU(_Activation):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """silu(gate) * linear."""
-        from mindspeed_ms.kernels import bias_glu
-
         return bias_glu(x)
 
 
@@ -29,8 +30,6 @@ class GEGLU(_Activation):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """gelu(gate) * linear, gelu by its tanh form as in Transformer Engine."""
-        from mindspeed_ms.kernels import bias_glu
-
         return bias_glu(x, activation="gelu_tanh")
 
 
@@ -39,8 +38,6 @@ class GELU(_Activation):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """gelu by its tanh form as in Transformer Engine."""
-        from mindspeed_ms.kernels import bias_activation
-
         return bias_activation(x, activation="gelu_tanh")
 
 
@@ -50,3 +47,16 @@ class ReLU(_Activation):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """max(x, 0)."""
         return torch.relu(x)
+
+
+class FusibleOperation:
+    """An operation of the fuser: refused when constructed."""
+
+    def __init__(self, *_args: Any, **_options: Any) -> None:
+        raise NotImplementedError(
+            "Transformer Engine's operation fuser is not implemented: drop --use-transformer-engine-op-fuser"
+        )
+
+
+Sequential = ReGLU = SiLU = LayerNorm = RMSNorm = Linear = BasicLinear = FusibleOperation
+Bias = AllReduce = ReduceScatter = FusibleOperation

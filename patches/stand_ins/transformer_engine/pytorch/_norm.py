@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from mindspeed_ms.kernels.norm import layer_norm, norm_composite, rms_norm
 from mindspeed_ms.patches.megatron.routing import takes
-from mindspeed_ms.patches.transformer_engine.extra_state import WithoutFp8
+
+from ._extra_state import WithoutFp8
 
 KINDS = {"LayerNorm": layer_norm, "RMSNorm": rms_norm}
 

@@ -1,4 +1,4 @@
-"""``te.pytorch.DotProductAttention`` on Megatron's core attention, with what is patched into that."""
+"""``transformer_engine.pytorch.attention``: core attention is Megatron's, with what is patched into that."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from mindspeed_ms.patches.transformer_engine.extra_state import WithoutFp8
+from mindspeed_ms.kernels import (
+    attention,
+    context_parallel_attention,
+    context_parallel_packed_attention,
+    packed_positions,
+    packed_segments,
+    rope,
+)
+
+from ._extra_state import WithoutFp8
 
 
 class DotProductAttention(WithoutFp8):
@@ -115,8 +124,6 @@ class DotProductAttention(WithoutFp8):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: Any
     ) -> torch.Tensor:
         """Like Transformer Engine, goes by the kind of mask and takes no notice of the mask itself."""
-        from mindspeed_ms.kernels import context_parallel_attention
-
         if kind.name not in ("causal", "no_mask"):
             raise NotImplementedError(
                 f"context parallelism with a {kind.name} mask is not implemented: use a causal mask, or "
@@ -139,8 +146,6 @@ class DotProductAttention(WithoutFp8):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kind: str, packed: dict[str, Any]
     ) -> torch.Tensor:
         """Each sequence by itself, by the kind of mask; where ranks share them, whatever the cp_comm_type."""
-        from mindspeed_ms.kernels import attention, context_parallel_packed_attention, packed_segments
-
         names = ("cu_seqlens_q", "cu_seqlens_kv", "cu_seqlens_q_padded", "cu_seqlens_kv_padded")
         sums = [packed.get(name) for name in names]
         if kind == "arbitrary" or sums[0] is None:
@@ -203,3 +208,28 @@ def _scores_mask(
         future = torch.ones(query.shape[0], key.shape[0], dtype=torch.bool, device=mask.device)
         mask = mask | future.triu(key.shape[0] - query.shape[0] + 1)
     return mask
+
+
+def apply_rotary_pos_emb(
+    t: torch.Tensor,
+    freqs: torch.Tensor,
+    tensor_format: str = "sbhd",
+    interleaved: bool = False,
+    fused: bool = True,
+    cu_seqlens: torch.Tensor | None = None,
+    cp_size: int = 1,
+    cp_rank: int = 0,
+) -> torch.Tensor:
+    """t ``(s, b, heads, d)`` with its first channels rotated by freqs ``(s or more, 1, 1, rotary)``.
+
+    Format "thd": t ``(tokens, heads, d)`` holds the sequences of ``cu_seqlens``, each from position 0 on.
+    Raises NotImplementedError for another format.
+    """
+    layout = "interleaved" if interleaved else "half"
+    if tensor_format == "thd" and cu_seqlens is not None:
+        return rope(t, freqs, layout, positions=packed_positions(cu_seqlens, t.shape[0], cp_size, cp_rank))
+    if tensor_format != "sbhd":
+        raise NotImplementedError(
+            f"rope fusion is not implemented for {tensor_format} tensors: set --no-rope-fusion"
+        )
+    return rope(t, freqs, layout)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from mindspeed_ms.kernels import adam_step
 
 FusedSGD = torch.optim.SGD
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -76,8 +77,6 @@ class FusedAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, **_options: Any) -> Any:
         """One update of every parameter that has a gradient; returns what ``closure`` returns."""
-        from mindspeed_ms.kernels import adam_step
-
         loss = None
         if closure is not None:
             with torch.enable_grad():

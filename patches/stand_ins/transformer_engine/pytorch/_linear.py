@@ -8,10 +8,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from mindspeed_ms.kernels import grouped_matmul
 from mindspeed_ms.patches.megatron.routing import takes
 from mindspeed_ms.patches.megatron.tensor_parallel import row_parallel_product
-from mindspeed_ms.patches.transformer_engine.extra_state import WithoutFp8
-from mindspeed_ms.patches.transformer_engine.norm import norm_parameters, normalise, reset_norm_parameters
+
+from ._extra_state import WithoutFp8
+from ._norm import norm_parameters, normalise, reset_norm_parameters
 
 SHARDED_DIMENSION = {"column": 0, "row": 1}
 
@@ -226,8 +228,6 @@ class GroupedLinear(_Parallel):
         With ``return_bias`` the pair of the product and the list of biases. Raises ValueError for a wrong
         number of splits.
         """
-        from mindspeed_ms.kernels import grouped_matmul
-
         if len(m_splits) != self.num_gemms:
             raise ValueError(
                 f"GroupedLinear has {self.num_gemms} layers and was given {len(m_splits)} splits"

@@ -5,10 +5,11 @@ The map of a permutation, opaque to Megatron, begins with the expert and the tok
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
+from mindspeed_ms.kernels import gather_rows, permute, unpermute
+from mindspeed_ms.kernels.chunks import sort_chunks
 
 
 def _only_masks(map_type: str) -> None:
@@ -24,8 +25,6 @@ def moe_permute(
     map_type: str = "mask",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens ``[tokens, hidden]`` of each expert, one expert after the other, and the map back."""
-    from mindspeed_ms.kernels import permute
-
     _only_masks(map_type)
     return permute(inp, routing_map, int(num_out_tokens) if num_out_tokens > 0 else -1)
 
@@ -50,40 +49,25 @@ def moe_unpermute(
 
     ``restore_shape``: that of the tokens before, of ``inp`` by default.
     """
-    from mindspeed_ms.kernels import unpermute
-
     _only_masks(map_type)
     weights = probs if merging_probs is None else merging_probs
     return unpermute(inp, row_id_map, (restore_shape or inp.shape)[0], weights)
 
 
 def _of_rows(probs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    from mindspeed_ms.kernels import gather_rows
-
     return gather_rows(probs.reshape(-1), rows[1] * probs.shape[1] + rows[0])
-
-
-def _order(split_sizes: torch.Tensor, sorted_index: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Where the rows of the chunks in their new order lie in the old one."""
-    ends = [0, *itertools.accumulate(split_sizes.tolist())]
-    chunks = [torch.arange(ends[i], ends[i + 1]) for i in sorted_index.tolist()]
-    return torch.cat(chunks or [torch.empty(0, dtype=torch.int64)]).to(device)
 
 
 def moe_sort_chunks_by_index(
     inp: torch.Tensor, split_sizes: torch.Tensor, sorted_index: torch.Tensor
 ) -> torch.Tensor:
     """The chunks of ``inp``, ``split_sizes`` rows each, in the order ``sorted_index``."""
-    from mindspeed_ms.kernels import gather_rows
-
-    return gather_rows(inp, _order(split_sizes, sorted_index, inp.device))
+    return sort_chunks(split_sizes, sorted_index, inp)[0]
 
 
 def moe_sort_chunks_by_index_with_probs(
     inp: torch.Tensor, probs: torch.Tensor, split_sizes: torch.Tensor, sorted_index: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`moe_sort_chunks_by_index` of the rows and of their probabilities."""
-    from mindspeed_ms.kernels import gather_rows
-
-    order = _order(split_sizes, sorted_index, inp.device)
-    return gather_rows(inp, order), gather_rows(probs, order)
+    rows, row_probs = sort_chunks(split_sizes, sorted_index, inp, probs)
+    return rows, row_probs

@@ -1,0 +1,3 @@
+"""``transformer_engine.common``."""
+
+from . import recipe  # noqa: F401
