@@ -8,6 +8,7 @@
   shared-memory collectives (csrc/comm), bound by pybind11 on raw pointers.
 """
 
+import runpy
 from pathlib import Path
 
 import pybind11
@@ -15,6 +16,7 @@ from setuptools import Extension, find_packages, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).resolve().parent
+compat = runpy.run_path(str(ROOT / "bridge/config/compat.py"))
 
 
 def sources(*folders: str) -> list[str]:
@@ -58,17 +60,14 @@ setup(
     name="mindspeed-ms",
     version="0.1.0",
     description="Stock Megatron-LM scripts, written for PyTorch + CUDA, on MindSpore without a changed line",
-    python_requires=">=3.10,<3.13",
+    python_requires=compat["PYTHON"],
     packages=packages,
     package_dir={"mindspeed_ms": "bridge", "mindspeed_ms.patches": "patches"},
     package_data={"mindspeed_ms": ["ops/*.json"]},
     ext_modules=[runtime, native],
     cmdclass={"build_ext": BuildExtension},
     install_requires=[
-        "torch==2.13.*",
-        "mindspore==2.10.*",
-        "megatron-core>=0.12,<0.17",
-        "numpy<2",
+        *(name + versions for name, versions in compat["requirements"]().items()),
         "wrapt>=1.16",
         "packaging",
     ],

@@ -6,8 +6,7 @@ operator that runs on it, Megatron's modules are patched when the script imports
 already has).
 """
 
-from mindspeed_ms import versions
-from mindspeed_ms.config import settings
+from mindspeed_ms.config import settings, versions
 
 versions.check()
 settings.check()

@@ -7,12 +7,12 @@ are checked when they are patched (:class:`.registry.State`).
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from inspect import Parameter, Signature
 from pathlib import Path
 
+from mindspeed_ms.config.versions import tree_version
 from mindspeed_ms.patches.registry import Patch
 from mindspeed_ms.patches.signatures import mismatch
 
@@ -27,13 +27,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.patch.target} in Megatron {self.version}: {self.problem}"
-
-
-def tree_version(root: Path) -> str:
-    """Megatron-Core version of the tree that holds ``megatron/core``; FileNotFoundError if there is none."""
-    text = (root / "megatron/core/package_info.py").read_text()
-    parts = {k: re.search(rf"^{k}\s*=\s*['\"]?([\w.]*)", text, re.M) for k in ("MAJOR", "MINOR", "PATCH")}
-    return ".".join(match.group(1) for match in parts.values() if match)
 
 
 def verify(root: Path, patches: Iterable[Patch]) -> list[Finding]:

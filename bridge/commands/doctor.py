@@ -8,8 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mindspeed_ms import versions
-from mindspeed_ms.config import settings
+from mindspeed_ms.config import settings, versions
 
 HELP = "examine the installation and say what to do"
 

@@ -50,3 +50,36 @@ def package(name: str) -> Package:
 def requirements() -> dict[str, str]:
     """Distribution -> specifier of what pip has to install beside Python."""
     return {p.distribution: p.supported for p in PACKAGES.values()}
+
+
+PRIVATE_TORCH = {
+    "torch._C.Argument": "schemas of aten operators are read argument by argument",
+    "torch._C.DispatchKey": "fused kernels are registered key by key",
+    "torch._C.DispatchKeySet": "a fused kernel calls the next key by itself",
+    "torch._C.FunctionSchema": "schemas of aten operators tell in-place and out= variants",
+    "torch._C._AutoDispatchBelowAutograd": "a fused kernel runs below autograd without a redispatch",
+    "torch._C._ExcludeDispatchKeyGuard": "autocast is off inside a fused kernel",
+    "torch._C._ForceDispatchKeyGuard": "a backward runs under the keys of its forward",
+    "torch._C._accelerator_getStream": "torch.accelerator gives no stream of its subclass",
+    "torch._C._accelerator_setStream": "torch.accelerator takes no stream of a subclass",
+    "torch._C._after_autograd_keyset": "a fused kernel calls the next key by itself",
+    "torch._C._autograd._get_current_graph_task_keep_graph": "whether backward may reuse what was saved",
+    "torch._C._dispatch_has_kernel_for_dispatch_key": "an operator that is there is not registered twice",
+    "torch._C._dispatch_keyset_full": "a fused kernel calls the next key by itself",
+    "torch._C._dispatch_tls_local_exclude_set": "a backward runs under the keys of its forward",
+    "torch._C._dispatch_tls_local_include_set": "a backward runs under the keys of its forward",
+    "torch._C._jit_get_schemas_for_operator": "all overloads of an operator, without importing torch.ops",
+    "torch._register_device_module": "torch.npu; torch documents it for devices of this kind",
+    "torch._subclasses.fake_tensor.FakeTensor": "tracers need the operator whole",
+    "torch._subclasses.functional_tensor.FunctionalTensor": "tracers need the operator whole",
+    "torch.distributed.Backend._plugins": "a name that is there is not registered twice",
+    "torch.distributed.distributed_c10d._get_default_group": "the group that a call without one means",
+    "torch.distributed.distributed_c10d._get_default_store": "MindSpore's store is led to torch's",
+    "torch.distributed.distributed_c10d._get_default_timeout": "MindSpore's groups wait as long as torch's",
+    "torch.distributed.distributed_c10d._resolve_process_group": "operators take groups by name",
+    "torch.distributed.distributed_c10d._world": "every group, and the backend name that it answers with",
+}
+"""Private names of torch that the package calls, and for what: look here first when torch is renewed.
+
+Those that it replaces are targets of patches (``mindspeed-ms patches``).
+"""

@@ -9,9 +9,10 @@ from pathlib import Path
 import mindspeed_ms.patch  # noqa: F401
 import pytest
 import torch
+from mindspeed_ms.config.versions import tree_version
 from mindspeed_ms.patches import registry, stand_ins
 from mindspeed_ms.patches.registry import Patch
-from mindspeed_ms.patches.verify import tree_version, verify
+from mindspeed_ms.patches.verify import verify
 
 WHEELS = ("0.12.3", "0.13.1", "0.14.0", "0.15.3", "0.16.1")
 INSTALLED = Path(str(distribution("megatron-core").locate_file("")))
@@ -243,6 +244,7 @@ def test_column_parallel_linear_accepts_gradient_accumulation_fusion():
         + """
 from megatron.core.tensor_parallel import layers
 print(layers._grad_accum_fusion_available)
+from mindspeed_ms.config.versions import tree_version
 from mindspeed_ms.patches import registry
 registry.disarm()
 import importlib.util

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from packaging.requirements import Requirement
+from mindspeed_ms.config import compat
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
-
-CHECKED = ("torch", "mindspore", "megatron-core", "numpy")
 
 
 @dataclass(frozen=True)
@@ -40,24 +39,10 @@ class Check:
         return f"mindspeed_ms needs {what}: {advice}"
 
 
-def requirements() -> dict[str, SpecifierSet]:
-    """Accepted versions of python and of the packages in ``CHECKED``, from this package's metadata.
-
-    Raises ImportError if mindspeed_ms is not installed (only its source folder is on the path).
-    """
-    try:
-        own = distribution("mindspeed-ms")
-    except PackageNotFoundError:
-        raise ImportError("mindspeed_ms is not installed: run `pip install .` in its source folder") from None
-    parsed = [Requirement(text) for text in own.requires or ()]
-    accepted = {r.name: r.specifier for r in parsed if r.name in CHECKED}
-    return {"python": SpecifierSet(own.metadata["Requires-Python"]), **accepted}
-
-
 def examine() -> Iterator[Check]:
-    """A check of each requirement."""
-    for name, accepted in requirements().items():
-        yield Check(name, accepted, found(name))
+    """A check of Python and of each package that :mod:`.compat` lists."""
+    for name, accepted in {"python": compat.PYTHON, **compat.requirements()}.items():
+        yield Check(name, SpecifierSet(accepted), found(name))
 
 
 def check() -> None:
@@ -72,8 +57,6 @@ def found(name: str) -> str | None:
     if name == "python":
         return platform.python_version()
     if name == "megatron-core":
-        from mindspeed_ms.patches.verify import tree_version
-
         tree = megatron_tree()
         return tree_version(tree) if tree else None
     try:
@@ -91,3 +74,10 @@ def megatron_tree() -> Path | None:
     else:
         spec = importlib.util.find_spec("megatron.core")
     return Path(spec.origin).parents[2] if spec and spec.origin else None
+
+
+def tree_version(root: Path) -> str:
+    """Megatron-Core version of the tree that holds ``megatron/core``; FileNotFoundError if there is none."""
+    text = (root / "megatron/core/package_info.py").read_text()
+    parts = {k: re.search(rf"^{k}\s*=\s*['\"]?([\w.]*)", text, re.M) for k in ("MAJOR", "MINOR", "PATCH")}
+    return ".".join(match.group(1) for match in parts.values() if match)
