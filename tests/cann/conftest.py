@@ -25,7 +25,7 @@ def cann_root() -> Path:
 
 @pytest.fixture
 def on_simulator(cann_root: Path) -> Run:
-    """Runs ``python *command`` on the simulated CANN with the options of :func:`tests.cann.run.environment`."""
+    """Runs ``python *command`` on the simulator; options are those of :func:`tests.cann.run.environment`."""
 
     def run(*command: str, timeout: float = 200, extra: dict[str, str] | None = None, **options: object):
         env = {**environment(cann_root, **options), "OMP_NUM_THREADS": "1", **(extra or {})}

@@ -14,9 +14,10 @@ def _library() -> ctypes.CDLL:
 def read() -> dict[str, Any]:
     """Counts since the start or the last :func:`reset`.
 
-    ``kernels`` (all launches), ``aclop_kernels`` (those that a chip would compile online), ``h2d``, ``d2h``,
-    ``d2d`` (copies) and ``h2d_bytes`` ..., ``stream_syncs``, ``device_syncs``, ``event_syncs``, ``collectives``,
-    ``comms`` (HCCL communicators made), ``memory_used``, ``memory_peak`` (bytes), ``launches`` (by operator).
+    ``kernels`` (all launches), ``aclop_kernels`` (those that a chip would compile online), ``h2d``,
+    ``d2h``, ``d2d`` (copies) and ``h2d_bytes`` ..., ``stream_syncs``, ``device_syncs``, ``event_syncs``,
+    ``collectives``, ``comms`` (HCCL communicators made), ``memory_used``, ``memory_peak`` (bytes),
+    ``launches`` (by operator).
     """
     counters = _library().cannsim_counters
     counters.restype = ctypes.c_size_t

@@ -1,7 +1,8 @@
-"""Runs a script on the simulated CANN: ``python -m tests.cann.run [options] SCRIPT ...`` or ``-m MODULE ...``.
+"""Runs a script on the simulated CANN: ``python -m tests.cann.run [options] SCRIPT|-m MODULE ...``.
 
-Sets the environment that MindSpore's Ascend backend and the package look for, then starts the script anew (the
-loader reads its paths when a process starts). ``-m torch.distributed.run --nproc-per-node 2 SCRIPT`` starts ranks.
+Sets the environment that MindSpore's Ascend backend and the package look for, then starts the script anew
+(the loader reads its paths when a process starts). ``-m torch.distributed.run --nproc-per-node 2 SCRIPT``
+starts ranks.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ def environment(
     """The environment of a process that uses the simulated CANN at ``root`` (:func:`tests.cann.build.build`).
 
     ``asynchronous``: a thread per stream and random delays. ``null``: kernels compute nothing. ``cache``:
-    executors are kept and run again. ``devices``, ``memory`` (GB per device), ``soc``: what the device says of
-    itself. ``fault``: a deliberate mistake (README.md). ``base``: the environment that is extended, by default
-    this process's.
+    executors are kept and run again. ``devices``, ``memory`` (GB per device), ``soc``: what the device says
+    of itself. ``fault``: a deliberate mistake (README.md). ``base``: the environment that is extended, by
+    default this process's.
     """
     env = dict(os.environ if base is None else base)
     tbe = root / "opp/built-in/op_impl/ai_core/tbe"
@@ -74,15 +75,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", type=float, metavar="GB", help="memory of a device (default 64)")
     parser.add_argument("--soc", help="name of the chip (default Ascend910B2)")
     parser.add_argument("--fault", help="a deliberate mistake, see README.md")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="SCRIPT or -m MODULE, and its arguments")
+    parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="a module and its arguments")
+    parser.add_argument("script", nargs=argparse.REMAINDER, help="a script and its arguments")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
-    command = options.pop("command")
-    if not command:
+    script, module = options.pop("script"), options.pop("module")
+    if not script and not module:
         _parser().error("what shall run? SCRIPT or -m MODULE is missing")
+    command = ["-m", *module] if module else script
     try:
         root = build.build()
     except build.Unavailable as reason:

@@ -1,7 +1,7 @@
 """Stubs for what MindSpore's Ascend libraries need from CANN and no source here defines.
 
-A name that they link to must exist or they do not load; a name that they look up with ``dlsym`` should exist, to
-say so when it is called. Each stub ends in ``csrc/stubs/trap.cpp`` with its name.
+A name that they link to must exist or they do not load; a name that they look up with ``dlsym`` should exist,
+to say so when it is called. Each stub ends in ``csrc/stubs/trap.cpp`` with its name.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _strings(library: Path) -> Iterable[str]:
 
 
 def missing(mindspore: Path, ours: Iterable[Path]) -> tuple[set[str], set[str]]:
-    """Names that the loader needs, and names that MindSpore may look up; neither it nor ``ours`` defines them."""
+    """Names that the loader needs, and names that MindSpore may look up, which nobody else defines."""
     plugin = mindspore / "lib" / "plugin"
     shmem = list(plugin.glob("ascend/ms_kernels_symmetric_memory/shmem/*/lib/*.so"))
     users = [

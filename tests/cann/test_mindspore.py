@@ -2,12 +2,20 @@
 
 import pytest
 
-CHECKS = "tests/cann/on_device/mindspore_basics.py"
+HERE = "tests/cann/on_device"
+BASICS, VALUES, ABI = f"{HERE}/mindspore_basics.py", f"{HERE}/values.py", f"{HERE}/abi.py"
 
 
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_basics(on_simulator, asynchronous: bool) -> None:
-    done = on_simulator("-m", "pytest", "-q", "-p", "no:cacheprovider", CHECKS, asynchronous=asynchronous)
+@pytest.mark.parametrize(
+    ("options", "checks"),
+    [
+        pytest.param({}, (BASICS, VALUES, ABI), id="sync"),
+        pytest.param({"asynchronous": True}, (BASICS, VALUES), id="async"),
+        pytest.param({"cache": True}, (BASICS, VALUES), id="cache"),
+    ],
+)
+def test_checks_on_the_device(on_simulator, options: dict[str, bool], checks: tuple[str, ...]) -> None:
+    done = on_simulator("-m", "pytest", "-q", "-p", "no:cacheprovider", *checks, **options)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 

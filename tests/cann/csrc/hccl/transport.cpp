@@ -14,8 +14,6 @@
 #include <stdexcept>
 #include <thread>
 
-#include "../sim.h"
-
 namespace sim {
 
 constexpr size_t kHeader = 64;  // of a box: its state, then the bytes
@@ -50,6 +48,18 @@ void SharedFile::reach(size_t size) {
 
 void SharedFile::forget() { shm_unlink(name_.c_str()); }
 
+static std::mutex registry_mutex;
+static std::map<std::string, Comm*>& registry() {
+  static auto* r = new std::map<std::string, Comm*>;
+  return *r;
+}
+
+Comm* find_comm(const std::string& name) {
+  std::lock_guard<std::mutex> lock(registry_mutex);
+  auto found = registry().find(name);
+  return found == registry().end() ? nullptr : found->second;
+}
+
 Comm::Comm(std::string id_, uint32_t size_, uint32_t rank_)
     : id(id_), size(size_), rank(rank_), published_(size_) {
   if (size > kRanks || rank >= size) throw std::runtime_error("HCCL: rank or size out of range");
@@ -64,6 +74,8 @@ Comm::Comm(std::string id_, uint32_t size_, uint32_t rank_)
   barrier();
   published_[rank].forget();
   if (rank == 0) page_.forget();
+  std::lock_guard<std::mutex> lock(registry_mutex);
+  registry()[id] = this;
 }
 
 std::string Comm::name(const std::string& part) const { return "/npusim_" + id + "_" + part; }

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "../sim.h"
+
 namespace sim {
 
 // A file in /dev/shm that grows; every process that shares it maps it again when it needs more of it.
@@ -44,7 +46,7 @@ struct Transfer {  // one send or receive of a batch
   bool send;
 };
 
-class Comm {
+class SIM_VISIBLE Comm {
  public:
   Comm(std::string id, uint32_t size, uint32_t rank);
   const std::string id;
@@ -77,5 +79,8 @@ class Comm {
   std::vector<SharedFile> published_;
   std::map<std::string, SharedFile> boxes_;
 };
+
+// The communicator that HcclGetCommName names, or null.
+SIM_VISIBLE Comm* find_comm(const std::string& name);
 
 }  // namespace sim

@@ -110,6 +110,12 @@ const std::unordered_map<std::string, void (*)(const Call&)> kKernels = {
     {"RealDiv", [](const Call& c) { c.write(wide(c.in(0)) / wide(c.in(1))); }},
     {"Div", [](const Call& c) { c.write(wide(c.in(0)) / wide(c.in(1))); }},
     {"Square", [](const Call& c) { c.write(at::square(wide(c.in(0)))); }},
+    // Gradients from the result y: inputs y, dy.
+    {"SqrtGrad", [](const Call& c) { c.write(wide(c.in(1)) / (2 * wide(c.in(0)))); }},
+    {"RsqrtGrad", [](const Call& c) { c.write(-0.5 * wide(c.in(1)) * at::pow(wide(c.in(0)), 3)); }},
+    {"ReciprocalGrad", [](const Call& c) { c.write(-wide(c.in(1)) * at::square(wide(c.in(0)))); }},
+    {"TanhGrad", [](const Call& c) { c.write(at::tanh_backward(wide(c.in(1)), wide(c.in(0)))); }},
+    {"SigmoidGrad", [](const Call& c) { c.write(at::sigmoid_backward(wide(c.in(1)), wide(c.in(0)))); }},
     {"Maximum", [](const Call& c) { c.write(at::maximum(c.in(0), c.in(1))); }},
     {"Minimum", [](const Call& c) { c.write(at::minimum(c.in(0), c.in(1))); }},
     {"IsNan", [](const Call& c) { c.write(at::isnan(c.in(0))); }},

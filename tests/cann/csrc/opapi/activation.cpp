@@ -117,3 +117,30 @@ ACLNN(aclnnSwiGluGrad, In grad, In x, int64_t dim, Out out) {
     put(out, at::cat({at::silu_backward(g * halves[1], halves[0]), g * at::silu(halves[0])}, dim));
   });
 }
+
+ACLNN(aclnnHardshrink, In self, Num lambda, Out out) {
+  KERNEL(put(out, at::hardshrink(wide(self), lambda())));
+}
+ACLNN(aclnnHardshrinkBackward, In grad, In self, Num lambda, Out out) {
+  KERNEL(put(out, at::hardshrink_backward(wide(grad), wide(self), lambda())));
+}
+ACLNN(aclnnSoftshrink, In self, Num lambda, Out out) {
+  KERNEL(put(out, at::softshrink(wide(self), lambda())));
+}
+ACLNN(aclnnSoftshrinkBackward, In grad, In self, Num lambda, Out out) {
+  KERNEL(put(out, at::softshrink_backward(wide(grad), wide(self), lambda())));
+}
+ACLNN(aclnnSeluBackward, In grad, In result, Out out) {
+  constexpr double kAlpha = 1.6732632423543772, kScale = 1.0507009873554805;
+  KERNEL(put(out, at::elu_backward(wide(grad), kAlpha, kScale, 1, true, wide(result))));
+}
+ACLNN(aclnnInplaceThreshold, Out self, Num threshold, Num value) {
+  KERNEL(put(self, at::threshold(wide(self), threshold(), value())));
+}
+ACLNN(aclnnInplaceElu, Out self, Num alpha, Num scale, Num input_scale) {
+  KERNEL(put(self, at::elu(wide(self), alpha(), scale(), input_scale())));
+}
+ACLNN(aclnnInplaceHardtanh, Out self, Num low, Num high) {
+  KERNEL(put(self, at::hardtanh(wide(self), low(), high())));
+}
+ACLNN(aclnnPrelu, In self, In weight, Out out) { KERNEL(put(out, at::prelu(wide(self), wide(weight)))); }

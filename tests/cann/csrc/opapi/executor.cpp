@@ -31,9 +31,9 @@ void when_unused(std::function<void()> end) {
 }
 
 int plan(const char* function, uint64_t* workspace, aclOpExecutor** executor, std::function<void()> kernel,
-         bool needed_in_null_mode) {
+         bool needed_in_null_mode, bool collective) {
   *workspace = 0;
-  *executor = new aclOpExecutor{function, std::move(kernel), needed_in_null_mode};
+  *executor = new aclOpExecutor{function, std::move(kernel), needed_in_null_mode, collective};
   return sim::kOk;
 }
 
@@ -63,7 +63,7 @@ int run(aclOpExecutor* executor, void* stream) {
       throw std::runtime_error(e.what_without_backtrace());
     }
   };
-  sim::enqueue(stream, kernel, executor->function);
+  sim::enqueue(stream, kernel, executor->function, executor->collective);
   return sim::kOk;
 }
 

@@ -6,7 +6,7 @@
 struct aclOpExecutor {
   const char* function;  // __func__ of its first phase
   std::function<void()> kernel;
-  bool needed_in_null_mode;
+  bool needed_in_null_mode, collective;
   bool repeatable = false;
   std::atomic<int> running{0};
 };

@@ -94,10 +94,6 @@ ACLNN(aclnnScatterAdd, In self, int64_t dim, In index, In source, Out out) {
   TYPES(kIndex, index);
   KERNEL(put(out, at::scatter_add(wide(self), dim, indices(index), wide(source))));
 }
-ACLNN(aclnnTensorScatterElements, In self, In index, In source, int64_t dim, const char* reduction, Out out) {
-  std::string how = reduction ? reduction : "none";
-  KERNEL(put(out, scattered(self(), dim, indices(index), source(), how == "add" ? 1 : how == "mul" ? 2 : 0)));
-}
 ACLNN(aclnnTfScatterAdd, Out self, In index, In updates) {  // rows: self[index] += updates
   TYPES(kIndex, index);
   KERNEL({

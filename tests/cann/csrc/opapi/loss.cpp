@@ -5,7 +5,7 @@
 
 using namespace opapi;
 
-ACLNN(aclnnNLLLoss, In self, In target, In weight, int64_t reduction, int64_t ignored, Out out,
+ACLNN(aclnnNLLLoss, In self, In target, In weight, int reduction, int64_t ignored, Out out,
       Out total_weight) {
   TYPES(kFloats, self, weight, out);
   TYPES(kIndex | kU8, target);
@@ -16,7 +16,7 @@ ACLNN(aclnnNLLLoss, In self, In target, In weight, int64_t reduction, int64_t ig
     put_if(total_weight, total.reshape(total_weight().sizes()));
   });
 }
-ACLNN(aclnnNLLLossBackward, In grad, In self, In target, In weight, int64_t reduction, int64_t ignored,
+ACLNN(aclnnNLLLossBackward, In grad, In self, In target, In weight, int reduction, int64_t ignored,
       In total_weight, Out out) {
   TYPES(kFloats, grad, self, weight, out);
   KERNEL(put(out, at::nll_loss_backward(wide(grad), wide(self), indices(target), maybe_wide(weight),
@@ -83,31 +83,60 @@ ACLNN(aclnnCrossEntropyLossGrad, In grad, In log_probability, In target, In weig
   });
 }
 
-ACLNN(aclnnMseLoss, In self, In target, int64_t reduction, Out out) {
+ACLNN(aclnnMseLoss, In self, In target, int reduction, Out out) {
   TYPES(kFloats, self, target);
   KERNEL(put(out, at::mse_loss(wide(self), wide(target), reduction)));
 }
-ACLNN(aclnnMseLossBackward, In grad, In self, In target, int64_t reduction, Out out) {
+ACLNN(aclnnMseLossBackward, In grad, In self, In target, int reduction, Out out) {
   TYPES(kFloats, grad, self, target);
   KERNEL(put(out, at::mse_loss_backward(wide(grad), wide(self), wide(target), reduction)));
 }
-ACLNN(aclnnL1Loss, In self, In target, int64_t reduction, Out out) {
+ACLNN(aclnnL1Loss, In self, In target, int reduction, Out out) {
   KERNEL(put(out, at::l1_loss(wide(self), wide(target), reduction)));
 }
-ACLNN(aclnnSmoothL1Loss, In self, In target, int64_t reduction, float beta, Out out) {
+ACLNN(aclnnSmoothL1Loss, In self, In target, int reduction, float beta, Out out) {
   KERNEL(put(out, at::smooth_l1_loss(wide(self), wide(target), reduction, beta)));
 }
-ACLNN(aclnnSmoothL1LossBackward, In grad, In self, In target, int64_t reduction, float beta, Out out) {
+ACLNN(aclnnSmoothL1LossBackward, In grad, In self, In target, int reduction, float beta, Out out) {
   KERNEL(put(out, at::smooth_l1_loss_backward(wide(grad), wide(self), wide(target), reduction, beta)));
 }
-ACLNN(aclnnKlDiv, In self, In target, int64_t reduction, bool log_target, Out out) {
+ACLNN(aclnnKlDiv, In self, In target, int reduction, bool log_target, Out out) {
   KERNEL(put(out, at::kl_div(wide(self), wide(target), reduction, log_target)));
 }
-ACLNN(aclnnBinaryCrossEntropy, In self, In target, In weight, int64_t reduction, Out out) {
+ACLNN(aclnnBinaryCrossEntropy, In self, In target, In weight, int reduction, Out out) {
   KERNEL(put(out, at::binary_cross_entropy(wide(self), wide(target), maybe_wide(weight), reduction)));
 }
-ACLNN(aclnnBinaryCrossEntropyWithLogits, In self, In target, In weight, In positive, int64_t reduction,
-      Out out) {
+ACLNN(aclnnBinaryCrossEntropyWithLogits, In self, In target, In weight, In positive, int reduction, Out out) {
   KERNEL(put(out, at::binary_cross_entropy_with_logits(wide(self), wide(target), maybe_wide(weight),
                                                        maybe_wide(positive), reduction)));
+}
+ACLNN(aclnnL1LossBackward, In grad, In self, In target, int reduction, Out out) {
+  KERNEL({
+    auto x = wide(self);
+    auto g = at::sign(x - wide(target)) * wide(grad);
+    put(out, reduction == at::Reduction::Mean ? g / x.numel() : g);
+  });
+}
+ACLNN(aclnnKlDivBackward, In grad, In self, In target, int reduction, bool log_target, Out out) {
+  KERNEL({
+    auto x = wide(self);
+    auto t = wide(target);
+    auto g = -(log_target ? at::exp(t) : t) * wide(grad);
+    put(out, (reduction == at::Reduction::Mean ? g / x.numel() : g).expand(out().sizes()));
+  });
+}
+ACLNN(aclnnBinaryCrossEntropyBackward, In grad, In self, In target, In weight, int reduction, Out out) {
+  KERNEL(put(out, at::binary_cross_entropy_backward(wide(grad), wide(self), wide(target), maybe_wide(weight),
+                                                    reduction)));
+}
+ACLNN(aclnnBinaryCrossEntropyWithLogitsBackward, In grad, In self, In target, In weight, In positive,
+      int reduction, Out out) {
+  KERNEL({
+    auto t = wide(target);
+    auto s = at::sigmoid(wide(self));
+    auto g = positive ? (wide(positive) * t + 1 - t) * s - wide(positive) * t : s - t;
+    if (weight) g = g * wide(weight);
+    g = g * wide(grad);
+    put(out, reduction == at::Reduction::Mean ? g / s.numel() : g);
+  });
 }

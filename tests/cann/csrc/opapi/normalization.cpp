@@ -122,3 +122,29 @@ ACLNN(aclnnGroupNorm, In x, In weight, In bias, int64_t n, int64_t c, int64_t hw
     put(rstd, r);
   });
 }
+ACLNN(aclnnGroupNormBackward, In grad, In x, In mean, In rstd, In weight, int64_t n, int64_t c, int64_t hw,
+      int64_t groups, Bools wanted, Out dx, Out dw, Out db) {
+  TYPES(kFloats, grad, x, weight);
+  KERNEL({
+    auto [gx, gw, gb] =
+        at::native_group_norm_backward(wide(grad).contiguous(), wide(x).contiguous(), wide(mean), wide(rstd),
+                                       maybe_wide(weight), n, c, hw, groups, {true, true, true});
+    if (dx && wanted[0]) put(dx, gx);
+    if (dw && wanted[1]) put(dw, gw);
+    if (db && wanted[2]) put(db, gb);
+  });
+}
+ACLNN(aclnnAddLayerNorm, In a, In b, In weight, In bias, In added, double eps, bool, Out out, Out mean,
+      Out rstd, Out sum) {
+  TYPES(kFloats, a, b, weight, bias, out);
+  KERNEL({
+    auto x = wide(a) + wide(b);
+    if (added) x = x + wide(added);
+    auto w = wide(weight);
+    auto [y, m, r] = at::native_layer_norm(x, w.sizes(), w, wide(bias), eps);
+    put(out, y);
+    put(mean, m);
+    put(rstd, r);
+    put_if(sum, x);
+  });
+}

@@ -139,7 +139,7 @@ std::string shape_text(const aclTensor* t);
 // ---- the two phases
 // -----------------------------------------------------------------------------------------------
 int plan(const char* function, uint64_t* workspace, aclOpExecutor** executor, std::function<void()> kernel,
-         bool needed_in_null_mode = false);
+         bool needed_in_null_mode = false, bool collective = false);
 int run(aclOpExecutor* executor, void* stream);
 
 // The C types of an operator as the mangled names of MindSpore spell them, for the check of the ABI.
@@ -196,6 +196,9 @@ int register_types(const char* name, int (*)(A...)) {
 #define KERNEL_WITH_SHAPE(...) \
   return opapi::plan(          \
       __func__, workspace, executor, [=] { __VA_ARGS__; }, true)
+#define COLLECTIVE_KERNEL(...) \
+  return opapi::plan(          \
+      __func__, workspace, executor, [=] { __VA_ARGS__; }, false, true)
 #define REQUIRE(condition, ...) \
   if (!(condition)) return opapi::refuse(__func__, __VA_ARGS__)
 #define TYPES(allowed, ...) \
