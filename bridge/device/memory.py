@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import os
+import warnings
 from typing import Any
 
 from mindspeed_ms import _runtime
@@ -49,20 +50,46 @@ def reset_accumulated_memory_stats(device: Any = None) -> None:
     """Counts accumulate for the life of the process; kept for callers of the CUDA interface."""
 
 
-def memory_stats(device: Any = None) -> dict[str, int]:
-    """The keys of ``torch.cuda.memory_stats`` that have a meaning here; others read 0."""
+STATISTICS = (
+    *("allocation", "segment", "active", "inactive_split", "allocated_bytes", "reserved_bytes"),
+    *("active_bytes", "inactive_split_bytes", "requested_bytes"),
+)
+POOLS = ("all", "large_pool", "small_pool")
+METRICS = ("current", "peak", "allocated", "freed")
+EVENTS = ("num_alloc_retries", "num_ooms", "num_sync_all_streams", "num_device_alloc", "num_device_free")
+"""With ``STATISTICS`` for each of ``POOLS`` and ``METRICS``: the keys that CUDA has."""
+
+
+def memory_stats_as_nested_dict(device: Any = None) -> dict[str, Any]:
+    """The statistics of ``torch.cuda.memory_stats_as_nested_dict``; what has no meaning here is 0."""
     s = _runtime.memory_stats(device_index(device))
-    stats = collections.defaultdict(int)
-    for kind in ("allocated_bytes", "active_bytes", "requested_bytes"):
-        stats[f"{kind}.all.current"] = s["allocated"]
-        stats[f"{kind}.all.peak"] = s["peak"]
-    stats["reserved_bytes.all.current"] = s["reserved"]
-    stats["reserved_bytes.all.peak"] = s["reserved_peak"]
-    stats["segment.all.allocated"] = s["mapped"]
-    stats["allocation.all.current"] = s["allocations"] - s["frees"]
-    stats["allocation.all.allocated"] = s["allocations"]
-    stats["allocation.all.freed"] = s["frees"]
+    stats: dict[str, Any] = {name: {pool: dict.fromkeys(METRICS, 0) for pool in POOLS} for name in STATISTICS}
+    for name in ("oversize_allocations", "oversize_segments"):
+        stats[name] = dict.fromkeys(METRICS, 0)
+    stats |= dict.fromkeys((*EVENTS, "max_split_size"), 0)
+    for name in ("allocated_bytes", "active_bytes", "requested_bytes"):
+        stats[name]["all"] |= {"current": s["allocated"], "peak": s["peak"]}
+    stats["reserved_bytes"]["all"] |= {"current": s["reserved"], "peak": s["reserved_peak"]}
+    stats["segment"]["all"]["allocated"] = s["mapped"]
+    for name in ("allocation", "active"):
+        made, gone = s["allocations"], s["frees"]
+        stats[name]["all"] |= {"current": made - gone, "allocated": made, "freed": gone}
     return stats
+
+
+def memory_stats(device: Any = None) -> collections.OrderedDict[str, int]:
+    """The keys of ``torch.cuda.memory_stats``, sorted as there; what has no meaning here is 0."""
+    flat = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            flat[prefix] = value
+            return
+        for name, inner in value.items():
+            add(f"{prefix}.{name}" if prefix else name, inner)
+
+    add("", memory_stats_as_nested_dict(device))
+    return collections.OrderedDict(sorted(flat.items()))
 
 
 def mem_get_info(device: Any = None) -> tuple[int, int]:
@@ -84,6 +111,43 @@ def memory_summary(device: Any = None, abbreviated: bool = False) -> str:
 def memory_snapshot(*_: Any, **__: Any) -> list:
     """Empty: blocks are mapped one by one, there are no segments to describe."""
     return []
+
+
+def _record_memory_history(enabled: str | bool | None = "all", *_: Any, **__: Any) -> None:
+    """Says in a warning that nothing is recorded; None, which ends a recording, says nothing."""
+    if enabled:
+        warnings.warn(
+            "device npu keeps no history of allocations: a snapshot holds the totals of each device, and no "
+            "stack traces",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _snapshot(device: Any = None, augment_with_fx_traces: bool = False) -> dict[str, Any]:
+    """What ``torch.cuda.memory._snapshot`` gives, with one segment for all memory of a device."""
+    segments = []
+    for index in range(_runtime.device_count()):
+        s = _runtime.memory_stats(index)
+        block = {"size": s["allocated"], "requested_size": s["allocated"], "address": 0, "frames": []}
+        segments.append(
+            {
+                "device": index,
+                "address": 0,
+                "total_size": s["reserved"],
+                "allocated_size": s["allocated"],
+                "active_size": s["allocated"],
+                "requested_size": s["allocated"],
+                "stream": 0,
+                "segment_type": "large",
+                "segment_pool_id": (0, 0),
+                "is_expandable": False,
+                "frames": [],
+                "blocks": [{**block, "state": "active_allocated"}],
+            }
+        )
+    traces = [[] for _ in segments]
+    return {"segments": segments, "device_traces": traces, "allocator_settings": {}}
 
 
 def empty_cache() -> None:

@@ -154,7 +154,7 @@ utilization = memory_usage = temperature = power_draw = clock_rate = _not_measur
 
 def get_amp_supported_dtype() -> list[torch.dtype]:
     """Dtypes of torch.autocast(device_type="npu")."""
-    return [torch.bfloat16, torch.float16]
+    return [torch.bfloat16, torch.float16, torch.float32]
 
 
 def __getattr__(name: str) -> Any:

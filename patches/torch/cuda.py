@@ -22,8 +22,13 @@ RANDOM = (
 MEMORY = (
     *("empty_cache", "ipc_collect", "max_memory_allocated", "max_memory_cached", "max_memory_reserved"),
     *("mem_get_info", "memory_allocated", "memory_cached", "memory_reserved", "memory_snapshot"),
-    *("memory_stats", "memory_summary", "reset_accumulated_memory_stats", "reset_max_memory_allocated"),
-    *("reset_max_memory_cached", "reset_peak_memory_stats", "set_per_process_memory_fraction"),
+    *("memory_stats", "memory_stats_as_nested_dict", "memory_summary", "reset_accumulated_memory_stats"),
+    *(
+        "reset_max_memory_allocated",
+        "reset_max_memory_cached",
+        "reset_peak_memory_stats",
+        "set_per_process_memory_fraction",
+    ),
 )
 ANSWERS = (
     (npu, DEVICE, "the device that a CUDA script asks about is npu"),
@@ -34,6 +39,8 @@ ANSWERS = (
 for _source, _names, _reason in ANSWERS:
     for _name in _names:
         add(Patch(f"torch.cuda:{_name}", getattr(_source, _name), _reason))
+for _name in ("_record_memory_history", "_snapshot"):
+    add(Patch(f"torch.cuda.memory:{_name}", getattr(memory, _name), "torch's own asks the CUDA allocator"))
 
 STARTS = "torch's own starts the CUDA driver, which is not there"
 NO_LIBRARY = "there is no CUDA runtime library to call"

@@ -18,6 +18,16 @@ def npu_for_cuda(device: Any) -> Any:
     return device
 
 
+@around(
+    "torch.storage:UntypedStorage.__new__", reason="it is made by C++ code that knows no other device as cuda"
+)
+def untyped_storage(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Torch's own, on npu where ``device`` is cuda."""
+    if "device" in kwargs:
+        kwargs["device"] = npu_for_cuda(kwargs["device"])
+    return original(*args, **kwargs)
+
+
 @factory("torch:Generator", reason="it is made by C++ code that knows no other device by the name cuda")
 def generator_type(base: Any) -> type:
     """``torch.Generator`` that makes one of npu for cuda; every generator is an instance of it."""
@@ -51,6 +61,12 @@ AUTOCAST = "autocast to cuda is autocast to npu"
 def autocast(original: Callable[..., None], self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
     """Torch's own, for npu where ``device_type`` is cuda."""
     original(self, "npu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+
+@around("torch.amp.autocast_mode:_cast", reason="custom_fwd(device_type=cuda) casts the tensors of npu")
+def cast(original: Callable[..., Any], value: Any, device_type: str, dtype: torch.dtype) -> Any:
+    """Torch's own, for npu where ``device_type`` is cuda."""
+    return original(value, "npu" if device_type == "cuda" else device_type, dtype)
 
 
 def _with_npu_default(function: Callable[..., Any]) -> Callable[..., Any]:
