@@ -52,6 +52,15 @@ def cuda_script(rank, world, store):
     objects = [None] * world
     dist.all_gather_object(objects, rank)
     assert objects == list(range(world))
+    mine = torch.arange(6.0, device="cuda").view(2, 3).t() + rank
+    dist.all_gather_object(objects, {"tensor": mine})
+    assert [o["tensor"].tolist() for o in objects] == [(mine - rank + r).tolist() for r in range(world)]
+    box = [{"tensor": mine, "part": mine[1:]}] if rank == 1 else [None]
+    dist.broadcast_object_list(box, src=1)
+    assert (box[0]["tensor"].device.type, box[0]["part"].tolist()) == ("npu", (mine - rank + 1)[1:].tolist())
+    taken = [None]
+    dist.scatter_object_list(taken, [mine[:, :1]] * world if rank == 0 else None, src=0)
+    assert taken[0].tolist() == [[0.0], [1.0], [2.0]]
     assert dist.get_backend() == "cpu:gloo,cuda:nccl"
     dist.destroy_process_group()
 

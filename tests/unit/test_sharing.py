@@ -1,5 +1,9 @@
-"""npu tensors through the queues of torch.multiprocessing."""
+"""npu tensors through the queues of torch.multiprocessing, through pickle and files."""
 
+import copy
+import io
+import pickle
+import tempfile
 from multiprocessing.reduction import ForkingPickler
 
 import mindspeed_ms.patch  # noqa: F401
@@ -38,3 +42,52 @@ def test_part_of_a_graph_is_refused():
     result = torch.ones(2, device="cuda", requires_grad=True) * 2
     with pytest.raises(RuntimeError, match="detach it first"):
         ForkingPickler.dumps(result)
+
+
+def pickled(value):
+    return pickle.loads(pickle.dumps(value))
+
+
+def old_format(value):
+    stream = io.BytesIO()
+    torch.save(value, stream, _use_new_zipfile_serialization=False)
+    stream.seek(0)
+    return torch.load(stream)
+
+
+def old_format_in_a_file(value):
+    with tempfile.TemporaryFile() as file:
+        torch.save(value, file, _use_new_zipfile_serialization=False)
+        file.seek(0)
+        return torch.load(file)
+
+
+TRIPS = {f.__name__: f for f in (pickled, old_format, old_format_in_a_file, copy.deepcopy)}
+
+
+@pytest.mark.parametrize("trip", TRIPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64])
+def test_round_trip(trip, dtype):
+    whole = torch.arange(12, device="cuda").to(dtype).view(3, 4)
+    for tensor in (whole, whole[1:, ::2], whole.t(), whole[:0], torch.tensor(3, dtype=dtype, device="cuda")):
+        found = TRIPS[trip](tensor)
+        assert (found.device, found.dtype, found.stride()) == (tensor.device, tensor.dtype, tensor.stride())
+        assert found.cpu().equal(tensor.cpu())
+
+
+@pytest.mark.parametrize("trip", TRIPS)
+def test_what_shares_memory_on_the_cpu_shares_it_on_the_device(trip):
+    shared = []
+    for device in ("cpu", "cuda"):
+        whole = torch.zeros(4, device=device)
+        one, part = TRIPS[trip]([whole, whole[2:]])
+        one.fill_(7)
+        shared.append(part.tolist())
+    assert shared[0] == shared[1]
+
+
+def test_parameters_and_modules_are_pickled():
+    layer = pickled(torch.nn.Linear(3, 2).cuda())
+    assert {(type(p).__name__, p.device.type, p.requires_grad) for p in layer.parameters()} == {
+        ("Parameter", "npu", True)
+    }
