@@ -4,6 +4,7 @@
 #include <malloc.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -110,7 +111,7 @@ class Cache {
 
   Stats stats() {
     std::lock_guard<std::mutex> lock(mutex_);
-    return {static_cast<std::int64_t>(kept_ + rounding_), mapped_};
+    return {static_cast<std::int64_t>(in_use_), static_cast<std::int64_t>(kept_ + rounding_), mapped_};
   }
 
   void release_all() {
@@ -183,6 +184,19 @@ Cache& cache() {
   return *instance;
 }
 
+// In CUDA's words: scripts look for them, and for the numbers, to try again with less. Free and total are
+// those of torch.cuda.mem_get_info.
+[[noreturn]] void out_of_memory(std::size_t nbytes) {
+  const std::size_t page = sysconf(_SC_PAGESIZE);
+  TORCH_CHECK_WITH(
+      OutOfMemoryError, false, "CUDA out of memory. Tried to allocate ",
+      c10::CachingAllocator::format_size(nbytes), ". GPU 0 has a total capacity of ",
+      c10::CachingAllocator::format_size(sysconf(_SC_PHYS_PAGES) * page), " of which ",
+      c10::CachingAllocator::format_size(sysconf(_SC_AVPHYS_PAGES) * page),
+      " is free. Of the allocated memory ", c10::CachingAllocator::format_size(cache().stats().in_use),
+      " is allocated by npu tensors (on the CPU target, the memory of device npu is the host's).");
+}
+
 void give_back(void* block) { cache().give(static_cast<Block*>(block)); }
 
 class Allocator final : public c10::Allocator {
@@ -190,8 +204,7 @@ class Allocator final : public c10::Allocator {
   c10::DataPtr allocate(std::size_t nbytes) override {
     if (nbytes < kSmallestBlock) return c10::GetCPUAllocator()->allocate(nbytes);
     Block* block = cache().take(nbytes);
-    TORCH_CHECK_WITH(OutOfMemoryError, block, "npu: out of host memory, tried to allocate ", nbytes,
-                     " bytes.");
+    if (!block) out_of_memory(nbytes);
     return {block->address, block, &give_back, c10::Device(c10::DeviceType::CPU)};
   }
   void copy_data(void* dest, const void* src, std::size_t count) const override {

@@ -21,6 +21,7 @@ constexpr std::size_t kSmallestBlock = std::size_t{1} << 20;
 c10::Allocator* allocator();
 
 struct Stats {
+  std::int64_t in_use;    // bytes of the blocks that tensors have
   std::int64_t overhead;  // bytes beyond those asked for: blocks kept, and what sizes were rounded up by
   std::int64_t mapped;    // blocks mapped from the system so far
 };
