@@ -1,4 +1,4 @@
-"""Tensor parallelism: sequence-parallel linear layers as Ascend has them, recompute without fp8."""
+"""Tensor parallelism: sequence-parallel linear layers as Ascend has them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -99,13 +99,3 @@ def weight_gradient(
         return (torch.zeros_like if getattr(weight, "zero_out_wgrad", False) else torch.empty_like)(weight)
 
     return product if main_grad is None or not gradient_accumulation_fusion else accumulate
-
-
-@around(
-    "megatron.core.tensor_parallel.random:CheckpointWithoutOutput.__init__",
-    reason="its default, fp8=False, counts as fp8, and then it calls Transformer Engine",
-    versions=">=0.13",
-)
-def checkpoint_without_output(original: Callable[..., None], self: Any, fp8: Any = False) -> None:
-    """Recompute without fp8 state, which no run has here."""
-    original(self, None)

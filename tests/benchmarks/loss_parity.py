@@ -46,8 +46,8 @@ RUNS: dict[str, dict[str, str] | None] = {
     AUTO: {"MINDSPEED_MS_ROUTE": "auto"},
     COMPOSITE: {"MINDSPEED_MS_ROUTE": "auto", "MINDSPEED_MS_KERNELS": "composite"},
 }
-#: Largest relative difference of two float32 runs: with the same kernels, with and without the fused ones, and
-#: where products are summed in another order.
+#: Largest relative difference of two float32 runs: with the same kernels, with and without the fused ones;
+#: and where products are summed in another order.
 LIMITS = {frozenset((PLAIN, "host")): 8e-7, frozenset((AUTO, COMPOSITE)): 5e-6}
 OTHERWISE = 4e-5
 #: dtype -> the runs made in it, and their flags.

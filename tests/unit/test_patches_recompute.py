@@ -1,0 +1,52 @@
+"""Megatron's checkpoint of activations: parameters that the recomputed part returns."""
+
+import mindspeed_ms.patch  # noqa: F401
+import pytest
+import torch
+from megatron.core.tensor_parallel.random import checkpoint, initialize_rng_tracker
+
+
+@pytest.fixture(autouse=True)
+def tracker():
+    initialize_rng_tracker()
+
+
+class WithBias(torch.nn.Module):
+    """Returns its product and its bias, as Megatron's MLP does: who calls it adds the bias."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.weight = torch.nn.Parameter(torch.randn(4, 4, device="cuda"))
+        self.bias = torch.nn.Parameter(torch.randn(4, device="cuda"))
+
+    def forward(self, x):
+        return torch.tanh(x @ self.weight), self.bias, "not a tensor"
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_returned_parameter_stays_a_leaf_and_has_its_gradient(steps):
+    gradients, norms = [], []
+    for run in (lambda part, x: part(x), lambda part, x: checkpoint(part, False, x)):
+        part, x = WithBias(), torch.linspace(-1, 1, 8, device="cuda").view(2, 4).requires_grad_()
+        hooked = []
+        part.bias.register_post_accumulate_grad_hook(lambda p, seen=hooked: seen.append(p.grad.clone()))
+        for _ in range(steps):
+            product, bias, word = run(part, x)
+            assert word == "not a tensor"
+            assert part.bias.is_leaf
+            (product + bias).square().sum().backward()
+        assert len(hooked) == steps
+        gradients.append([part.weight.grad, part.bias.grad, x.grad])
+        norms.append(hooked[-1].norm().item())
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain, rtol=1e-6, atol=1e-6)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+
+
+def test_a_single_output_that_is_a_parameter():
+    part, x = WithBias(), torch.ones(2, 4, device="cuda", requires_grad=True)
+    out = checkpoint(lambda x: part.bias * 1 if x is None else part.bias, False, x)
+    out.sum().backward()
+    assert part.bias.is_leaf
+    assert part.bias.grad.tolist() == [1.0] * 4
