@@ -222,11 +222,13 @@ void host_fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torc
   host_route(op, keys, stack);
 }
 
-// Reached by every operator given a sparse npu tensor.
+// Reached by every operator that is given a sparse npu tensor, or is to make one: on Ascend there are none,
+// and a host route would hide that.
 void refuse_sparse(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack*) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, op_info(op).name,
-                              ": device npu does not support sparse tensors; call to_dense() "
-                              "before moving them to npu.");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      false, op_info(op).name,
+      ": device npu has dense tensors only; call to_dense() before moving one there, and "
+      "leave out sparse=True (embeddings) and sparse_grad=True (gather).");
 }
 
 void host_route(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
@@ -234,11 +236,25 @@ void host_route(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::
   Call(op, op_info(op), *stack).run();
 }
 
+// Device cuda is npu (cuda_redirect.cpp), but its sparse keys are none of the device's.
 TORCH_LIBRARY_IMPL(_, SparsePrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&refuse_sparse>());
 }
 TORCH_LIBRARY_IMPL(_, SparseCsrPrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&refuse_sparse>());
+}
+TORCH_LIBRARY_IMPL(_, SparseCUDA, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&refuse_sparse>());
+}
+TORCH_LIBRARY_IMPL(_, SparseCsrCUDA, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&refuse_sparse>());
+}
+// The composite that torch has for every device makes an object that no operator takes, not even to print it.
+TORCH_LIBRARY_IMPL(aten, SparseCsrPrivateUse1, m) {
+  m.impl("_sparse_compressed_tensor_unsafe", torch::CppFunction::makeFromBoxedFunction<&refuse_sparse>());
+}
+TORCH_LIBRARY_IMPL(aten, SparseCsrCUDA, m) {
+  m.impl("_sparse_compressed_tensor_unsafe", torch::CppFunction::makeFromBoxedFunction<&refuse_sparse>());
 }
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&host_fallback>());

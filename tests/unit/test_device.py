@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -114,15 +115,55 @@ def test_devices_do_not_mix() -> None:
     assert scalar.tolist() == [3.0, 3.0, 3.0]
 
 
-def test_layouts_that_are_not_supported_say_so() -> None:
-    with pytest.raises(NotImplementedError, match=r"[Ss]parse"):
-        torch.eye(3).to_sparse().to("npu")
-    with pytest.raises(NotImplementedError, match=r"[Ss]parse"):
-        torch.eye(3, device="npu").to_sparse()
-    with pytest.raises(NotImplementedError, match=r"[Ss]parse"):
-        torch.eye(3, device="npu").to_sparse_csr()
-    with pytest.raises(NotImplementedError, match=r"[Ss]parse"):
-        torch.eye(3).to_sparse_csr().to("npu") @ torch.eye(3, device="npu")
+def sparse_embedding() -> None:
+    table = torch.nn.Embedding(10, 4, sparse=True).to("npu")
+    table(torch.tensor([1, 2], device="npu")).sum().backward()
+
+
+def sparse_gather() -> None:
+    x = torch.ones(3, 3, device="npu", requires_grad=True)
+    torch.gather(x, 0, torch.zeros(1, 3, dtype=torch.long, device="npu"), sparse_grad=True).sum().backward()
+
+
+MAKE_SPARSE: dict[str, Callable[[], object]] = {
+    "coo to npu": lambda: torch.eye(3).to_sparse().to("npu"),
+    "csr to npu": lambda: torch.eye(3).to_sparse_csr().to("npu"),
+    "coo to cuda": lambda: torch.eye(3).to_sparse().cuda(),
+    "npu to coo": lambda: torch.eye(3, device="npu").to_sparse(),
+    "npu to csr": lambda: torch.eye(3, device="npu").to_sparse_csr(),
+    "coo on cuda": lambda: torch.sparse_coo_tensor([[0, 1]], [1.0, 2.0], (3,), device="cuda"),
+    "csr on cuda": lambda: torch.sparse_csr_tensor([0, 1], [0], [1.0], (1, 3), device="cuda"),
+    "empty coo on cuda": lambda: torch.empty(3, 3, layout=torch.sparse_coo, device="cuda"),
+    "empty csr on npu": lambda: torch.empty(3, 3, layout=torch.sparse_csr, device="npu"),
+    "times npu": lambda: torch.sparse.mm(torch.eye(3).to_sparse(), torch.ones(3, 3, device="npu")),
+    "embedding": sparse_embedding,
+    "gather": sparse_gather,
+}
+
+
+@pytest.mark.parametrize("how", MAKE_SPARSE)
+def test_sparse_tensors_are_refused_in_one_sentence(how: str) -> None:
+    with pytest.raises(NotImplementedError, match=r"^aten::\w+.* (dense tensors only|a Sparse\w* tensor)"):
+        MAKE_SPARSE[how]()
+
+
+@needs_addresses
+def test_out_of_memory_speaks_as_cuda_does() -> None:
+    tensor = torch.ones(1 << 20, device="cuda")
+    with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
+        torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+    amount = r"([\d.]+ (?:bytes|KiB|MiB|GiB))"
+    found = re.match(
+        rf"CUDA out of memory\. Tried to allocate {amount}\. GPU 0 has a total capacity of {amount} of which "
+        rf"{amount} is free\. Of the allocated memory {amount} is allocated",
+        str(caught.value),
+    )
+    assert found, caught.value
+    tried, total, free, allocated = found.groups()
+    assert tried == f"{2**20:.2f} GiB"
+    assert total == f"{torch.cuda.mem_get_info()[1] / 2**30:.2f} GiB"
+    assert free.split()[1] in ("MiB", "GiB")
+    assert float(allocated.split()[0]) * 2**20 >= tensor.nbytes
 
 
 # --- types --------------------------------------------------------------------------------------------------
