@@ -14,16 +14,30 @@ import tempfile
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from mindspeed_ms.comm import engine
 from mindspeed_ms.comm.errors import GroupClosedError
 from mindspeed_ms.config import settings
 
-if TYPE_CHECKING:
-    from mindspeed_ms.comm.process_group import ProcessGroupMindSpore
 
-_groups: weakref.WeakSet[ProcessGroupMindSpore] = weakref.WeakSet()
+class Recorded(Protocol):
+    """What the record asks of a process group, which names itself here when it is made."""
+
+    global_ranks: Sequence[int]
+
+    @property
+    def title(self) -> str: ...
+    def rank(self) -> int: ...
+    def getGroupName(self) -> str: ...
+    def getGroupDesc(self) -> str: ...
+    def history(self) -> list[dict[str, Any]]: ...
+    def shutdown(self, reason: str) -> None: ...
+
+
+_groups: weakref.WeakSet[Recorded] = weakref.WeakSet()
 _lock = threading.Lock()
 _hooked = False
 _last_words = "its process ended"
@@ -43,7 +57,7 @@ def record_path(rank: int | str) -> Path:
     return directory() / f"{run}-rank{rank}.json"
 
 
-def register(group: ProcessGroupMindSpore) -> None:
+def register(group: Recorded) -> None:
     """Makes the group known to the record and to the clean-up at exit."""
     global _hooked
     with _lock:
@@ -54,17 +68,17 @@ def register(group: ProcessGroupMindSpore) -> None:
             sys.excepthook = _remember(sys.excepthook)
 
 
-def unregister(group: ProcessGroupMindSpore) -> None:
+def unregister(group: Recorded) -> None:
     with _lock:
         _groups.discard(group)
 
 
-def closed_error(group: ProcessGroupMindSpore, reason: str) -> GroupClosedError:
+def closed_error(group: Recorded, reason: str) -> GroupClosedError:
     """The error for using ``group`` after it was closed."""
     return GroupClosedError(f"group '{group.title}' (ranks {list(group.global_ranks)}) is closed: {reason}")
 
 
-def dump(failed: ProcessGroupMindSpore, error: Exception) -> Path:
+def dump(failed: Recorded, error: Exception) -> Path:
     """Writes the record of all groups and adds its path to ``error``'s notes."""
     global _failing
     _failing = True
@@ -118,6 +132,4 @@ def _leave() -> None:
     for group in groups:
         group.shutdown(_last_words)
     if not _failing:
-        from mindspeed_ms.comm import engine
-
         engine.linger()

@@ -6,18 +6,14 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from mindspeed_ms import _native
+from mindspeed_ms import _native, _runtime
 from mindspeed_ms.comm.engine import DTYPES, NO_OP
 from mindspeed_ms.comm.topology import through_mindspore
 
 
 def _has_no_address(tensor: torch.Tensor) -> bool:
     """Whether an engine on host memory cannot reach this tensor: an npu tensor in opaque memory."""
-    if tensor.device.type != "npu":
-        return False
-    from mindspeed_ms import _runtime
-
-    return _runtime.opaque_memory() and not through_mindspore()
+    return tensor.device.type == "npu" and _runtime.opaque_memory() and not through_mindspore()
 
 
 class Staging:
