@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mindspeed_ms.kernels import matmul
 from mindspeed_ms.kernels.backend import counted, implementation
-from mindspeed_ms.kernels.dispatch import choose, on_mindspore
-from torch.autograd.function import once_differentiable
+from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
+
+Tensor = torch.Tensor
 
 
 def grouped_matmul(
-    x: torch.Tensor,
-    weights: torch.Tensor | Sequence[torch.Tensor],
+    x: Tensor,
+    weights: Tensor | Sequence[Tensor],
     counts: Sequence[int],
     *,
     turned: bool = False,
-) -> torch.Tensor:
+) -> Tensor:
     """(rows, n): `counts[i]` rows of x (rows, k), in order, times weights[i] (k, n), or (n, k) if `turned`.
 
     weights: one tensor (groups, k, n) or one matrix per group, of x's dtype; fp32, bf16 or fp16, sums in
@@ -31,21 +33,11 @@ def grouped_matmul(
         )
     if not len(weights):
         raise ValueError("grouped_matmul: no groups")
-    refusal = None if x.dtype == weights[0].dtype else "rows and matrices have different dtypes"
-    if choose("grouped_matmul", x, *weights, refusal=refusal) == "mindspore":
-        # The operator takes one tensor of all matrices; Transformer Engine's layers hold them apart.
-        matrices = weights if isinstance(weights, torch.Tensor) else torch.stack(tuple(weights))
-        ends = torch.tensor(list(itertools.accumulate(counts)), dtype=torch.int64, device=x.device)
-        return on_mindspore("grouped_matmul", x, matrices, ends, turned=turned)
-    if not _direct(x, weights[0]):
-        parts = torch.split(x, list(counts))
-        return torch.cat([rows @ (w.t() if turned else w) for rows, w in zip(parts, weights, strict=True)])
-    if isinstance(weights, torch.Tensor):
-        return _Grouped.apply(x, tuple(counts), turned, True, weights)
-    return _Grouped.apply(x, tuple(counts), turned, False, *weights)
+    stacked = isinstance(weights, Tensor)
+    return _GROUPED_MATMUL(x, [weights] if stacked else list(weights), list(counts), turned)
 
 
-def grouped_weight_gradient(x: torch.Tensor, dy: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+def grouped_weight_gradient(x: Tensor, dy: Tensor, counts: Sequence[int]) -> Tensor:
     """(groups, k, n): for each group of rows x_i^T dy_i, of x (rows, k) and dy (rows, n)."""
     out = x.new_empty(len(counts), x.shape[1], dy.shape[1])
     for part, a, b in zip(out, torch.split(x, list(counts)), torch.split(dy, list(counts)), strict=True):
@@ -53,11 +45,11 @@ def grouped_weight_gradient(x: torch.Tensor, dy: torch.Tensor, counts: Sequence[
     return out
 
 
-def _direct(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def _direct(x: Tensor, weight: Tensor) -> bool:
     return x.dtype == weight.dtype and implementation(x, weight) == "csrc" and matmul.available()
 
 
-def _multiply(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+def _multiply(out: Tensor, a: Tensor, b: Tensor) -> None:
     if a.shape[1] == 0:
         out.zero_()
     elif out.numel() and not _direct(a, b):
@@ -66,39 +58,129 @@ def _multiply(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         matmul.multiply_into(out, a, b)
 
 
-class _Grouped(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, counts, turned, stacked, *weights):
-        ctx.save_for_backward(x, *weights)
-        ctx.options = (counts, turned, stacked)
-        matrices = weights[0] if stacked else weights
-        out = x.new_empty(x.shape[0], matrices[0].shape[0 if turned else 1])
-        with counted("grouped_matmul", x):
-            for part, rows, w in zip(torch.split(out, counts), torch.split(x, counts), matrices, strict=True):
-                _multiply(part, rows, w.t() if turned else w)
-        return out
+# ---- forms; `weights` are one tensor of all matrices, or one matrix for each group
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, *weights = ctx.saved_tensors
-        counts, turned, stacked = ctx.options
-        matrices = weights[0] if stacked else weights
-        rows, grads = torch.split(x, counts), torch.split(dy, counts)
-        dx = None
-        with counted("grouped_matmul", x):
-            if ctx.needs_input_grad[0]:
-                dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-                for part, grad, w in zip(torch.split(dx, counts), grads, matrices, strict=True):
-                    _multiply(part, grad, w if turned else w.t())
-            fresh = [
-                torch.empty_like(w, memory_format=torch.contiguous_format) if need else None
-                for w, need in zip(weights, ctx.needs_input_grad[4:], strict=True)
-            ]
-            parts = fresh
-            if stacked:
-                parts = [None] * len(counts) if fresh[0] is None else fresh[0].unbind()
-            for part, a, b in zip(parts, rows, grads, strict=True):
-                if part is not None:
-                    _multiply(part, *((b.t(), a) if turned else (a.t(), b)))
-        return dx, None, None, None, *fresh
+
+def _matrices(weights: list[Tensor]) -> Sequence[Tensor]:
+    return weights[0].unbind() if weights[0].dim() == 3 else weights
+
+
+def _product(x: Tensor, weights: list[Tensor], counts: list[int], turned: bool) -> Tensor:
+    out = _fake(x, weights, counts, turned)
+    parts = zip(torch.split(out, counts), torch.split(x, counts), _matrices(weights), strict=True)
+    with counted("grouped_matmul", x):
+        for part, rows, w in parts:
+            _multiply(part, rows, w.t() if turned else w)
+    return out
+
+
+def _gradients(
+    dy: Tensor, x: Tensor, weights: list[Tensor], counts: list[int], turned: bool, wanted: list[bool]
+) -> tuple[Tensor | None, list[Tensor]]:
+    dx, dweights = _fake_backward(dy, x, weights, counts, turned, wanted)
+    rows, grads = torch.split(x, counts), torch.split(dy, counts)
+    with counted("grouped_matmul_backward", x):
+        if dx is not None:
+            for part, grad, w in zip(torch.split(dx, counts), grads, _matrices(weights), strict=True):
+                _multiply(part, grad, w if turned else w.t())
+        for part, a, b in zip(_matrices(dweights) if dweights else (), rows, grads, strict=bool(dweights)):
+            _multiply(part, *((b.t(), a) if turned else (a.t(), b)))
+    return dx, dweights
+
+
+def _mindspore(x: Any, weights: list[Any], counts: list[int], turned: bool) -> Any:
+    """grouped_matmul_v4, whose groups end at given rows."""
+    return _grouped(x, _stacked(weights), counts, turned)
+
+
+def _stacked(weights: list[Any]) -> Any:
+    """The operator takes one tensor of all matrices; Transformer Engine's layers hold them apart."""
+    from mindspore import mint
+
+    return weights[0] if weights[0].ndim == 3 else mint.stack(weights)
+
+
+def _grouped(x: Any, matrices: Any, counts: list[int], turned: bool) -> Any:
+    from mindspore.ops import auto_generate
+
+    matrices = matrices.swapaxes(1, 2) if turned else matrices
+    options = {"group_list": _ends(counts), "split_item": 3, "group_type": 0}
+    return auto_generate.grouped_matmul_v4([x], [matrices], **options)[0]
+
+
+def _ends(counts: list[int]) -> Any:
+    import mindspore as ms
+
+    return ms.Tensor(list(itertools.accumulate(counts)), ms.int64)
+
+
+def _mindspore_backward(
+    dy: Any, x: Any, weights: list[Any], counts: list[int], turned: bool, wanted: list[bool]
+) -> tuple[Any, list[Any]]:
+    """Another grouped product for x; grouped_matmul_v4 over rows (group type 2) for the weights."""
+    from mindspore import mint
+    from mindspore.ops import auto_generate
+
+    dx = _grouped(dy, _stacked(weights), counts, not turned) if wanted[0] else None
+    if not wanted[1]:
+        return dx, []
+    a, b = (dy, x) if turned else (x, dy)
+    options = {"group_list": _ends(counts), "split_item": 3, "group_type": 2}
+    dweights = auto_generate.grouped_matmul_v4([mint.transpose(a, 0, 1)], [b], **options)[0]
+    return dx, [dweights] if weights[0].ndim == 3 else [dweights[i] for i in range(len(counts))]
+
+
+def _refusal(x: Tensor, weights: list[Tensor], *_: Any) -> str | None:
+    if x.dtype != weights[0].dtype:
+        return "rows and matrices have different dtypes"
+    return "the operator's gradient takes 16-bit types" if x.dtype == torch.float32 else None
+
+
+# ---- operators
+
+
+def _fake(x: Tensor, weights: list[Tensor], counts: list[int], turned: bool) -> Tensor:
+    return x.new_empty(x.shape[0], weights[0].shape[-2 if turned else -1])
+
+
+def _fake_backward(
+    dy: Tensor, x: Tensor, weights: list[Tensor], counts: list[int], turned: bool, wanted: list[bool]
+) -> tuple[Tensor | None, list[Tensor]]:
+    return fake_like(x) if wanted[0] else None, [fake_like(w) for w in weights] if wanted[1] else []
+
+
+_BACKWARD = Operator(
+    "grouped_matmul_backward(Tensor dy, Tensor x, Tensor[] weights, SymInt[] counts, bool turned, "
+    "bool[] wanted) -> (Tensor, Tensor[])",
+    decides=("x", "weights"),
+    fake=_fake_backward,
+    composite=_gradients,
+    mindspore=_mindspore_backward,
+    refusal=lambda dy, *rest: _refusal(*rest),
+)
+
+
+def _save(ctx: Any, args: tuple[Any, ...], y: Tensor) -> None:
+    x, weights, *ctx.options = args
+    ctx.save_for_backward(x, *weights)
+
+
+def _gradient(ctx: Any, dy: Tensor | None) -> tuple[Any, ...]:
+    x, *weights = ctx.saved_tensors
+    want_x, *want_weights = ctx.needs_input_grad[: 1 + len(weights)]
+    if dy is None:
+        return (None,) * 4
+    dx, dweights = _BACKWARD(dy, x, weights, *ctx.options, [want_x, any(want_weights)])
+    return dx, dweights, None, None
+
+
+_GROUPED_MATMUL = Operator(
+    "grouped_matmul(Tensor x, Tensor[] weights, SymInt[] counts, bool turned) -> Tensor",
+    decides=("x", "weights"),
+    fake=_fake,
+    composite=_product,
+    mindspore=_mindspore,
+    refusal=_refusal,
+    gradient=Gradient(_save, _gradient),
+    lower=True,
+)

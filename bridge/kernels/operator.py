@@ -36,10 +36,14 @@ DEVICES = {"cpu": "CPU", "npu": "PrivateUse1"}
 OPERATORS: dict[str, Operator] = {}
 """Every operator that is declared, by name."""
 
-_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
-    torch._C.DispatchKey.AutocastPrivateUse1
-)
-_AUTOGRAD = torch._C._dispatch_keyset_full() - torch._C._after_autograd_keyset
+
+def _keys(functionality: str) -> torch._C.DispatchKeySet:
+    """Dispatch keys of a functionality, of both devices."""
+    keys = [getattr(torch._C.DispatchKey, f"{functionality}{key}") for key in DEVICES.values()]
+    return torch._C.DispatchKeySet(keys[0]) | torch._C.DispatchKeySet(keys[1])
+
+
+_AUTOCAST, _AUTOGRAD = _keys("Autocast"), _keys("Autograd")
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,15 @@ class Operator:
         on_mindspore = composite if mindspore is None else partial(_on_mindspore, self.name, mindspore)
         forms = {"csrc": csrc or composite, "mindspore": on_mindspore, "composite": composite}
         kernel = _chosen(self.name, forms, positions, lists, refusal)
+        written = [i for i in self._tensors if arguments[i].is_write]
+        if written:
+            kernel = _writing(kernel, written)
         for key in DEVICES.values():
             _library.impl(self.name, kernel, key)
         torch.library.register_fake(f"mindspeed_ms::{self.name}", fake, lib=_library)
-        self._function = None if gradient is None else _function(self.name, self.overload, gradient)
+        self._list = next((i for i in self._tensors if "List" in str(arguments[i].type)), None)
+        if gradient is not None:
+            self._function = _function(self.name, self.overload, gradient, self._list)
         at_autograd = torch.library.fallthrough_kernel if gradient is None else self._differentiable
         _library.impl(self.name, at_autograd, "Autograd")
         if lower:
@@ -116,9 +125,10 @@ class Operator:
     def _differentiable(self, *args: Any) -> Any:
         """The kernel at the Autograd key."""
         if torch.is_grad_enabled():
-            for i in self._tensors:
-                if args[i] is not None and args[i].requires_grad:
-                    return self._function.apply(*args)
+            flat = args if self._list is None else _flat(args, self._list)
+            for value in flat:
+                if isinstance(value, torch.Tensor) and value.requires_grad:
+                    return self._function.apply(*flat)
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*args)
 
@@ -158,6 +168,18 @@ def _chosen(
     return kernel
 
 
+def _writing(kernel: Form, written: Sequence[int]) -> Form:
+    """A kernel that writes into arguments: autograd hears of it, which does not see what csrc writes."""
+
+    def call(*args: Any) -> Any:
+        results = kernel(*args)
+        changed = _tensors(args[i] for i in written)
+        torch.autograd.graph.increment_version([t for t in changed if not t.is_inference()])
+        return results
+
+    return call
+
+
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
     """The tensors among arguments, those in lists, too."""
     found: list[Tensor] = []
@@ -169,20 +191,33 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-def _function(name: str, overload: Any, gradient: Gradient) -> type[torch.autograd.Function]:
+def _flat(args: tuple[Any, ...], at: int) -> tuple[Any, ...]:
+    """Arguments with the tensors of the list at `at` in its place, for autograd; last, their number."""
+    return *args[:at], *args[at], *args[at + 1 :], len(args[at])
+
+
+def _function(name: str, overload: Any, gradient: Gradient, at: int | None) -> type[torch.autograd.Function]:
+    """`at`: which argument is a list of tensors."""
     below = torch._C._AutoDispatchBelowAutograd
 
     def forward(ctx: Any, *args: Any) -> Any:
+        if at is not None:
+            end = at + args[-1]
+            args = *args[:at], list(args[at:end]), *args[end:-1]
+            ctx.count = end - at
         with below():
             results = overload(*args)
         ctx.set_materialize_grads(False)
         gradient.save(ctx, args, results)
         return results
 
-    body = {
-        "forward": staticmethod(forward),
-        "backward": staticmethod(once_differentiable(gradient.backward)),
-    }
+    def backward(ctx: Any, *grads: Any) -> Any:
+        found = gradient.backward(ctx, *grads)
+        if at is None:
+            return found
+        return *found[:at], *(found[at] or [None] * ctx.count), *found[at + 1 :], None
+
+    body = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(backward))}
     return type(name, (torch.autograd.Function,), body)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from mindspeed_ms.kernels.backend import DTYPE_CODES, implementation, launch
-from mindspeed_ms.kernels.dispatch import choose, on_mindspore
+from mindspeed_ms.kernels.backend import DTYPE_CODES, launch, on_ascend
+from mindspeed_ms.kernels.operator import Operator, fake_like
+from torch.distributed.distributed_c10d import _resolve_process_group
 
+Tensor = torch.Tensor
 Tensors = Sequence[torch.Tensor]
 
 
@@ -41,58 +44,10 @@ def adam_step(
     """
     if step < 1:
         raise ValueError(f"adam_step: step counts from 1, got {step}")
-    state = (*params, *exp_avgs, *exp_avg_sqs)
-    plain = decoupled and bias_correction and all(t.dtype == torch.float32 for t in state)
-    dense = all(t.is_contiguous() for t in state)
-    refusal = None if plain and dense else "AdamW updates contiguous float32 tensors, with bias correction"
-    if params and choose("adam_step", *state, *grads, refusal=refusal) == "mindspore":
-        counter = torch.tensor([step - 1], dtype=torch.float32, device=params[0].device)
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-        for p, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
-            g = g.float() if grad_scale == 1.0 else g.float() * grad_scale
-            on_mindspore("adam_step", p, g, m, v, counter, **options)
-        for copy, p in zip(copies, params, strict=bool(copies)):
-            copy.copy_(p)
-        return
-    correction1 = 1.0 - betas[0] ** step if bias_correction else 1.0
-    correction2 = 1.0 - betas[1] ** step if bias_correction else 1.0
-    for native_part, columns in _groups(
-        "adam_step", (params, grads, exp_avgs, exp_avg_sqs, copies), fp32=(0, 2, 3)
-    ):
-        if native_part:
-            p, g, m, v, c = columns
-            launch(
-                "adam",
-                p[0],
-                *(_addresses(x) for x in columns),
-                [x.numel() for x in p],
-                DTYPE_CODES[g[0].dtype],
-                DTYPE_CODES[c[0].dtype] if c else 0,
-                lr,
-                *betas,
-                eps,
-                weight_decay,
-                correction1,
-                correction2,
-                decoupled,
-                maximize,
-                grad_scale,
-            )
-            continue
-        for i, (p, g, m, v) in enumerate(zip(*columns[:4], strict=True)):
-            wide = p.to(torch.promote_types(p.dtype, torch.float32))
-            g = g.to(wide.dtype) * (-grad_scale if maximize else grad_scale)
-            if decoupled:
-                wide.mul_(1.0 - lr * weight_decay)
-            else:
-                g = g + weight_decay * wide
-            m.mul_(betas[0]).add_(g, alpha=1.0 - betas[0])
-            v.mul_(betas[1]).addcmul_(g, g, value=1.0 - betas[1])
-            wide.addcdiv_(m, (v / correction2).sqrt_().add_(eps), value=-lr / correction1)
-            if wide is not p:
-                p.copy_(wide)
-            if columns[4]:
-                columns[4][i].copy_(p)
+    lists = _alike("adam_step", params, grads, exp_avgs, exp_avg_sqs, copies)
+    if params:
+        scalars = (lr, *betas, eps, weight_decay, decoupled, bias_correction, maximize, grad_scale)
+        _ADAM(*lists, step, *scalars)
 
 
 def sgd_step(
@@ -114,40 +69,11 @@ def sgd_step(
 
     `first` sets the momentum buffers to the gradient, as torch does when it creates them.
     """
-    choose("sgd_step", *params, *grads)
     if momentum and len(momentum_buffers) != len(params):
         raise ValueError(f"sgd_step: momentum needs {len(params)} buffers, got {len(momentum_buffers)}")
-    if not momentum:
-        momentum_buffers = ()
-    for native_part, columns in _groups("sgd_step", (params, grads, momentum_buffers, copies), fp32=(0, 2)):
-        if native_part:
-            p, g, _, c = columns
-            launch(
-                "sgd",
-                p[0],
-                *(_addresses(x) for x in columns),
-                [x.numel() for x in p],
-                DTYPE_CODES[g[0].dtype],
-                DTYPE_CODES[c[0].dtype] if c else 0,
-                lr,
-                momentum,
-                dampening,
-                weight_decay,
-                nesterov,
-                first,
-                maximize,
-                grad_scale,
-            )
-            continue
-        for i, (p, g) in enumerate(zip(*columns[:2], strict=True)):
-            g = g.to(p.dtype) * (-grad_scale if maximize else grad_scale) + weight_decay * p
-            if momentum:
-                buffer = columns[2][i]
-                buffer.copy_(g if first else momentum * buffer + (1.0 - dampening) * g)
-                g = g + momentum * buffer if nesterov else buffer
-            p.sub_(g, alpha=lr)
-            if columns[3]:
-                columns[3][i].copy_(p)
+    lists = _alike("sgd_step", params, grads, momentum_buffers if momentum else (), copies)
+    if params:
+        _SGD(*lists, lr, momentum, dampening, weight_decay, nesterov, first, maximize, grad_scale)
 
 
 def multi_scale(
@@ -159,46 +85,19 @@ def multi_scale(
     nothing. Returns (found_inf, l2 norm of input * scale per tensor, empty unless want_norms); this is
     multi_tensor_scale, multi_tensor_unscale_l2norm and found-inf of apex / Transformer Engine in one.
     """
-    choose("multi_scale", *inputs)
-    found = False
-    norms = [0.0] * len(inputs) if want_norms else []
-    for native_part, columns, positions in _groups_at("multi_scale", (inputs, outputs), fp32=()):
-        ins, outs = columns
-        if not native_part:
-            # The device is waited for once, not for each tensor.
-            found |= not bool(torch.stack([torch.isfinite(x).all() for x in ins]).all())
-            if want_norms:
-                wide = [torch.linalg.vector_norm(x * scale, dtype=torch.float64) for x in ins]
-                for position, norm in zip(positions, torch.stack(wide).tolist(), strict=True):
-                    norms[position] = norm
-            for x, out in zip(ins, outs, strict=bool(outs)):
-                out.copy_(x * scale)
-            continue
-        squares = torch.zeros(len(ins), dtype=torch.float64)
-        found |= launch(
-            "scale_and_norm",
-            ins[0],
-            _addresses(ins),
-            _addresses(outs),
-            squares.data_ptr() if want_norms else 0,
-            [x.numel() for x in ins],
-            DTYPE_CODES[ins[0].dtype],
-            DTYPE_CODES[outs[0].dtype] if outs else 0,
-            scale,
-        )
-        if want_norms:
-            for k, square in enumerate(squares.tolist()):
-                norms[positions[k]] = math.sqrt(square) if square == square else math.nan
-    return found, norms
+    ins, outs = _alike("multi_scale", inputs, outputs)
+    if not ins:
+        return False, []
+    if outs and all(x is y for x, y in zip(ins, outs, strict=True)):
+        found, norms = _SCALE_IN_PLACE(ins, scale, want_norms)
+    else:
+        found, norms = _SCALE(ins, outs, scale, want_norms)
+    return bool(found), norms.tolist()
 
 
 def l2_norm(tensors: Tensors) -> float:
     """Euclidean norm of all elements together (multi_tensor_l2norm); 0 for an empty list."""
-    if tensors and choose("l2_norm", *tensors) == "mindspore":
-        norms = torch.stack([on_mindspore("l2_norm", t.reshape(-1).float()) for t in tensors])
-        return on_mindspore("l2_norm", norms).item()
-    _, norms = multi_scale(tensors, 1.0, want_norms=True)
-    return math.sqrt(sum(n * n for n in norms))
+    return _L2_NORM(list(tensors)).item() if tensors else 0.0
 
 
 def clip_by_norm_(grads: Tensors, max_norm: float, total_norm: float) -> None:
@@ -213,14 +112,14 @@ NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),)
 
 
 def newton_schulz(
-    matrix: torch.Tensor,
+    matrix: Tensor,
     steps: int = 5,
     coefficients: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ,
     *,
     eps: float = 1e-7,
     dtype: torch.dtype = torch.bfloat16,
     split: tuple[int, dist.ProcessGroup] | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Muon's approximate orthogonalisation of `matrix` (..., rows, cols) (Jordan et al. 2024).
 
     Runs X <- a X + (b A + c A A) X, A = X X^T, on the normalised matrix in `dtype`, on the smaller side;
@@ -230,67 +129,42 @@ def newton_schulz(
     """
     if matrix.dim() < 2:
         raise ValueError(f"newton_schulz: needs a matrix, got shape {tuple(matrix.shape)}")
-    turned = matrix.shape[-2] > matrix.shape[-1] if split is None else split[0] == 0
-    group = None if split is None else split[1]
-    x = matrix.mT if turned else matrix
-    x = x.reshape(-1, *x.shape[-2:])
-    square = torch.linalg.vector_norm(x.float(), dim=(-2, -1), keepdim=True).square()
-    if group is not None:
-        dist.all_reduce(square, group=group)
-    x = (x / (square.sqrt().to(x.dtype) + eps)).to(dtype)
-    for _, (a, b, c) in zip(range(steps), itertools.cycle(coefficients), strict=False):
-        gram = torch.bmm(x, x.mT)
-        if group is not None:
-            dist.all_reduce(gram, group=group)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    x = x.to(matrix.dtype)
-    x = x.mT if turned else x
-    return x.reshape(matrix.shape)
+    dim, group = (-1, "") if split is None else (split[0], split[1].group_name)
+    flat = [value for triple in coefficients for value in triple]
+    return _NEWTON_SCHULZ(matrix, steps, flat, eps, dtype, dim, group)
 
 
-def _addresses(tensors: Iterable[torch.Tensor]) -> list[int]:
-    return [x.data_ptr() for x in tensors]
+def _alike(kernel: str, first: Tensors, *others: Tensors) -> list[list[Tensor]]:
+    """The lists; ValueError unless the others are empty or hold tensors of the same shapes as the first."""
+    for column in others:
+        if len(column) not in (0, len(first)):
+            raise ValueError(f"{kernel}: lists of {len(first)} and {len(column)} tensors")
+        for i, (x, y) in enumerate(zip(first, column, strict=bool(column))):
+            if x.shape != y.shape:
+                raise ValueError(
+                    f"{kernel}: tensor {i} has shapes {tuple(x.shape)} and {tuple(y.shape)}, expected one"
+                )
+    return [list(column) for column in (first, *others)]
 
 
-def _groups(
-    kernel: str, columns: Sequence[Tensors], fp32: Sequence[int]
-) -> Iterator[tuple[bool, list[Tensors]]]:
-    for native_part, group, _ in _groups_at(kernel, columns, fp32):
-        yield native_part, group
+# ---- csrc: calls for the tensors of the same dtypes; what a kernel does not take goes to the composite
 
 
-def _groups_at(
-    kernel: str, columns: Sequence[Tensors], fp32: Sequence[int]
-) -> Iterator[tuple[bool, list[Tensors], list[int]]]:
+def _groups(columns: Sequence[list[Tensor]], fp32: Sequence[int]) -> Iterator[tuple[bool, list, list[int]]]:
     """Splits the lists by dtypes into calls of one kernel: (native?, columns, positions).
 
-    A position goes native when its tensors share one dense layout, have native dtypes, and those of the
-    `fp32` columns are fp32.
+    A position goes native when its tensors share one dense layout and those of the `fp32` columns are fp32.
     """
-    count = len(columns[0])
-    for column in columns[1:]:
-        if len(column) not in (0, count):
-            raise ValueError(f"{kernel}: lists of {count} and {len(column)} tensors")
     groups = defaultdict(list)
-    for i in range(count):
-        row = [column[i] for column in columns if len(column)]
-        if any(x.shape != row[0].shape for x in row):
-            raise ValueError(f"{kernel}: tensor {i} has shapes {[tuple(x.shape) for x in row]}, expected one")
-        native_part = (
-            implementation(*row) == "csrc"
-            and all(not len(columns[k]) or columns[k][i].dtype == torch.float32 for k in fp32)
-            and _same_dense_layout(row)
-        )
-        groups[(native_part, *(x.dtype for x in row))].append(i)
-    for (native_part, *_), positions in groups.items():
-        yield (
-            native_part,
-            [[column[i] for i in positions] if len(column) else [] for column in columns],
-            positions,
-        )
+    for i in range(len(columns[0])):
+        row = [column[i] for column in columns if column]
+        native = all(not columns[k] or columns[k][i].dtype == torch.float32 for k in fp32)
+        groups[(native and _same_dense_layout(row), *(x.dtype for x in row))].append(i)
+    for (native, *_), positions in groups.items():
+        yield native, [[column[i] for i in positions] if column else [] for column in columns], positions
 
 
-def _same_dense_layout(row: list[torch.Tensor]) -> bool:
+def _same_dense_layout(row: list[Tensor]) -> bool:
     first = row[0]
     if all(x.is_contiguous() for x in row):
         return True
@@ -299,3 +173,318 @@ def _same_dense_layout(row: list[torch.Tensor]) -> bool:
     # Some order of the dimensions makes it contiguous: then the elements are one run of memory.
     order = sorted(range(first.dim()), key=lambda d: -first.stride(d))
     return first.permute(order).is_contiguous()
+
+
+def _addresses(tensors: Iterable[Tensor]) -> list[int]:
+    return [x.data_ptr() for x in tensors]
+
+
+def _adam_csrc(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    copies: list[Tensor],
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    *options: Any,
+) -> None:
+    eps, weight_decay, decoupled, bias_correction, maximize, grad_scale = options
+    for native, columns, _ in _groups((params, grads, exp_avgs, exp_avg_sqs, copies), fp32=(0, 2, 3)):
+        if not native:
+            _adam_composite(*columns, step, lr, beta1, beta2, *options)
+            continue
+        p, g, _, _, c = columns
+        launch(
+            "adam",
+            p[0],
+            *(_addresses(x) for x in columns),
+            [x.numel() for x in p],
+            DTYPE_CODES[g[0].dtype],
+            DTYPE_CODES[c[0].dtype] if c else 0,
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            1.0 - beta1**step if bias_correction else 1.0,
+            1.0 - beta2**step if bias_correction else 1.0,
+            decoupled,
+            maximize,
+            grad_scale,
+        )
+
+
+def _sgd_csrc(
+    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], copies: list[Tensor], *options: Any
+) -> None:
+    for native, columns, _ in _groups((params, grads, buffers, copies), fp32=(0, 2)):
+        if not native:
+            _sgd_composite(*columns, *options)
+            continue
+        p, g, _, c = columns
+        launch(
+            "sgd",
+            p[0],
+            *(_addresses(x) for x in columns),
+            [x.numel() for x in p],
+            DTYPE_CODES[g[0].dtype],
+            DTYPE_CODES[c[0].dtype] if c else 0,
+            *options,
+        )
+
+
+def _scale_csrc(
+    inputs: list[Tensor], outputs: list[Tensor], scale: float, want_norms: bool
+) -> tuple[Tensor, Tensor]:
+    squares = torch.zeros(len(inputs) if want_norms else 0, dtype=torch.float64)
+    found = torch.zeros((), dtype=torch.bool)
+    for native, (ins, outs), positions in _groups((inputs, outputs), fp32=()):
+        if not native:
+            flawed, norms = _scale_composite(ins, outs, scale, want_norms)
+            part = norms.cpu().square()
+        else:
+            part = torch.zeros(len(ins) if want_norms else 0, dtype=torch.float64)
+            flawed = launch(
+                "scale_and_norm",
+                ins[0],
+                _addresses(ins),
+                _addresses(outs),
+                part.data_ptr() if want_norms else 0,
+                [x.numel() for x in ins],
+                DTYPE_CODES[ins[0].dtype],
+                DTYPE_CODES[outs[0].dtype] if outs else 0,
+                scale,
+            )
+        found |= bool(flawed)
+        if want_norms:
+            squares[positions] = part
+    return found.to(inputs[0].device), squares.sqrt().to(inputs[0].device)
+
+
+# ---- composite
+
+
+def _adam_composite(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    copies: list[Tensor],
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    bias_correction: bool,
+    maximize: bool,
+    grad_scale: float,
+) -> None:
+    correction1 = 1.0 - beta1**step if bias_correction else 1.0
+    correction2 = 1.0 - beta2**step if bias_correction else 1.0
+    for i, (p, g, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
+        wide = p.to(torch.promote_types(p.dtype, torch.float32))
+        g = g.to(wide.dtype) * (-grad_scale if maximize else grad_scale)
+        if decoupled:
+            wide.mul_(1.0 - lr * weight_decay)
+        else:
+            g = g + weight_decay * wide
+        m.mul_(beta1).add_(g, alpha=1.0 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1.0 - beta2)
+        wide.addcdiv_(m, (v / correction2).sqrt_().add_(eps), value=-lr / correction1)
+        if wide is not p:
+            p.copy_(wide)
+        if copies:
+            copies[i].copy_(p)
+
+
+def _sgd_composite(
+    params: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    copies: list[Tensor],
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    first: bool,
+    maximize: bool,
+    grad_scale: float,
+) -> None:
+    for i, (p, g) in enumerate(zip(params, grads, strict=True)):
+        g = g.to(p.dtype) * (-grad_scale if maximize else grad_scale) + weight_decay * p
+        if momentum:
+            buffer = buffers[i]
+            buffer.copy_(g if first else momentum * buffer + (1.0 - dampening) * g)
+            g = g + momentum * buffer if nesterov else buffer
+        p.sub_(g, alpha=lr)
+        if copies:
+            copies[i].copy_(p)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """Of norms: Ascend computes no float64."""
+    return torch.float32 if x.device.type == "npu" and on_ascend() else torch.float64
+
+
+def _scale_composite(
+    inputs: list[Tensor], outputs: list[Tensor], scale: float, want_norms: bool
+) -> tuple[Tensor, Tensor]:
+    found = ~torch.stack([torch.isfinite(x).all() for x in inputs]).all()
+    norms = torch.empty(0, dtype=_wide(inputs[0]), device=inputs[0].device)
+    if want_norms:
+        norms = torch.stack([torch.linalg.vector_norm(x * scale, dtype=_wide(x)) for x in inputs])
+    for x, out in zip(inputs, outputs, strict=bool(outputs)):
+        out.copy_(x * scale)
+    return found, norms
+
+
+def _l2_norm(scaled: Any, tensors: list[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(scaled(tensors, [], 1.0, True)[1])
+
+
+def _newton_schulz(
+    matrix: Tensor,
+    steps: int,
+    coefficients: list[float],
+    eps: float,
+    dtype: torch.dtype,
+    split: int,
+    group_name: str,
+) -> Tensor:
+    turned = matrix.shape[-2] > matrix.shape[-1] if split < 0 else split == 0
+    group = _resolve_process_group(group_name) if group_name else None
+    x = matrix.mT if turned else matrix
+    x = x.reshape(-1, *x.shape[-2:])
+    square = torch.linalg.vector_norm(x.float(), dim=(-2, -1), keepdim=True).square()
+    if group is not None:
+        dist.all_reduce(square, group=group)
+    x = (x / (square.sqrt().to(x.dtype) + eps)).to(dtype)
+    triples = list(zip(*(coefficients[i::3] for i in range(3)), strict=True))
+    for _, (a, b, c) in zip(range(steps), itertools.cycle(triples), strict=False):
+        gram = torch.bmm(x, x.mT)
+        if group is not None:
+            dist.all_reduce(gram, group=group)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.to(matrix.dtype)
+    x = x.mT if turned else x
+    return x.reshape(matrix.shape).clone(memory_format=torch.contiguous_format)
+
+
+# ---- MindSpore: AdamW, Norm
+
+
+def _adam_mindspore(
+    params: list[Any],
+    grads: list[Any],
+    exp_avgs: list[Any],
+    exp_avg_sqs: list[Any],
+    copies: list[Any],
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    bias_correction: bool,
+    maximize: bool,
+    grad_scale: float,
+) -> None:
+    import mindspore as ms
+    from mindspore.ops import auto_generate
+
+    # A tensor of the device, so that it is not waited for; the operator counts from 0.
+    counter = ms.Tensor([step - 1.0], ms.float32)
+    options = (lr, beta1, beta2, weight_decay, eps, False, maximize)
+    for i, (p, g, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
+        g = g.astype(ms.float32)
+        g = g if grad_scale == 1.0 else g * grad_scale
+        auto_generate.adamw_op(p, m, v, v, g, counter, *options)
+        if copies:
+            copies[i].copy_(p.astype(copies[i].dtype))
+
+
+def _adam_refusal(
+    params: list[Tensor], grads: Any, exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], *rest: Any
+) -> str | None:
+    *_, decoupled, bias_correction, _, _ = rest
+    state = (*params, *exp_avgs, *exp_avg_sqs, *rest[0])
+    plain = decoupled and bias_correction and all(t.is_contiguous() for t in state)
+    if plain and all(t.dtype == torch.float32 for t in (*params, *exp_avgs, *exp_avg_sqs)):
+        return None
+    return "AdamW updates contiguous float32 tensors, with bias correction"
+
+
+# ---- operators
+
+
+def _fake_scale(
+    inputs: list[Tensor], outputs: list[Tensor], scale: float, want_norms: bool
+) -> tuple[Tensor, Tensor]:
+    found = torch.empty((), dtype=torch.bool, device=inputs[0].device)
+    return found, torch.empty_like(found, dtype=_wide(inputs[0])).new_empty(len(inputs) if want_norms else 0)
+
+
+def _in_place(scaled: Any) -> Any:
+    return lambda tensors, scale, want_norms: scaled(tensors, tensors, scale, want_norms)
+
+
+_ADAM = Operator(
+    "adam_step(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+    "Tensor(d!)[] copies, int step, float lr, float beta1, float beta2, float eps, float weight_decay, "
+    "bool decoupled, bool bias_correction, bool maximize, float grad_scale) -> ()",
+    decides=("params", "grads", "exp_avgs", "exp_avg_sqs", "copies"),
+    fake=lambda *_: None,
+    composite=_adam_composite,
+    csrc=_adam_csrc,
+    mindspore=_adam_mindspore,
+    refusal=_adam_refusal,
+)
+
+_SGD = Operator(
+    "sgd_step(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] buffers, Tensor(c!)[] copies, float lr, "
+    "float momentum, float dampening, float weight_decay, bool nesterov, bool first, bool maximize, "
+    "float grad_scale) -> ()",
+    decides=("params", "grads", "buffers", "copies"),
+    fake=lambda *_: None,
+    composite=_sgd_composite,
+    csrc=_sgd_csrc,
+)
+
+_SCALE = Operator(
+    "multi_scale(Tensor[] inputs, Tensor(a!)[] outputs, float scale, bool want_norms) -> (Tensor, Tensor)",
+    decides=("inputs", "outputs"),
+    fake=_fake_scale,
+    composite=_scale_composite,
+    csrc=_scale_csrc,
+)
+
+_SCALE_IN_PLACE = Operator(
+    "multi_scale_(Tensor(a!)[] tensors, float scale, bool want_norms) -> (Tensor, Tensor)",
+    decides=("tensors",),
+    fake=_in_place(_fake_scale),
+    composite=_in_place(_scale_composite),
+    csrc=_in_place(_scale_csrc),
+)
+
+_L2_NORM = Operator(
+    "l2_norm(Tensor[] tensors) -> Tensor",
+    decides=("tensors",),
+    fake=lambda tensors: torch.empty((), dtype=_wide(tensors[0]), device=tensors[0].device),
+    composite=partial(_l2_norm, _scale_composite),
+    csrc=partial(_l2_norm, _scale_csrc),
+)
+
+_NEWTON_SCHULZ = Operator(
+    "newton_schulz(Tensor matrix, int steps, float[] coefficients, float eps, ScalarType dtype, int split, "
+    "str group) -> Tensor",
+    decides=("matrix",),
+    fake=lambda matrix, *_: fake_like(matrix),
+    composite=_newton_schulz,
+)

@@ -30,6 +30,14 @@ class Draw:
         """These values."""
         return torch.tensor(values, dtype=dtype).to(self.device)
 
+    def many(self, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """Two tensors without gradients."""
+        return [self(32, dtype=dtype, grad=False), self(4, 16, dtype=dtype, grad=False)]
+
+    def positive(self) -> list[Tensor]:
+        """Second moments."""
+        return [t.abs() for t in self.many(torch.float32)]
+
     def angles(self, length: int, rotary: int) -> tuple[Tensor, Tensor]:
         """Tables of cosines and sines, both halves."""
         angles = torch.randn(length, 1, 1, rotary // 2).repeat(1, 1, 1, 2)
@@ -37,7 +45,31 @@ class Draw:
 
 
 TARGETS = [[0, 3], [7, 3], [30, 1], [2, 5]]
+PLACES = [i % 10 for i in range(20)]
+CHOICES = [[0, 3], [1, 2], [0, 1], [2, 4], [3, 4]]
 MASK = [[[[False, True, False, False, False, False, True]] * 5]] * 2
+
+QUERY, KEY = (8, 2, 4, 32), (8, 2, 2, 32)
+
+
+def attention(
+    draw: Draw,
+    query: tuple[int, ...],
+    key: tuple[int, ...],
+    value: tuple[int, ...],
+    *,
+    mask: Tensor | None = None,
+    layout: str = "sbhd",
+    softcap: float = 0.0,
+    left: int = -1,
+    right: int = -1,
+    segments: list[int] | None = None,
+    lse: bool = False,
+) -> tuple[Any, ...]:
+    """Arguments of a call without dropout."""
+    options = (layout, 0.2, softcap, left, right, None, segments, 0, 0, lse)
+    return draw(*query), draw(*key), draw(*value), mask, *options
+
 
 Sample = Callable[[Draw], tuple[Any, ...]]
 
@@ -91,7 +123,8 @@ SAMPLES: dict[str, list[Sample]] = {
     ],
     "vocab_parallel_cross_entropy_backward_": [
         lambda draw: (draw(8, 32, grad=False), draw(8, dtype=torch.float32, grad=False),
-                      draw.tensor(TARGETS).flatten(), draw.tensor([1.0] * 8), draw.tensor([30.0] * 8), 0.0, ""),
+                      draw.tensor(TARGETS).flatten(), *draw.tensor([[1.0] * 8, [30.0] * 8]).unbind(),
+                      0.0, ""),
     ],
     "linear_cross_entropy": [
         lambda draw: (draw(8, 16), draw(32, 16), draw.tensor(TARGETS).flatten(), "", 3),
@@ -102,6 +135,54 @@ SAMPLES: dict[str, list[Sample]] = {
         lambda draw: (draw(10, 16), draw(16, dtype=torch.float32, grad=False), 2, 4, 4, 2, 2.5),
     ],
     "auxiliary_scores": [lambda draw, code=code: (draw(10, 16), None, code, 4, 0, 0, 1.0) for code in (0, 2)],
+    "gather_rows": [
+        lambda draw: (draw(10, 32), draw.tensor(PLACES), None),
+        lambda draw: (draw(10, 32, grad=False), draw.tensor(PLACES), draw(20, grad=False)),
+    ],
+    "combine_rows": [
+        lambda draw: (draw(20, 32), draw.tensor(PLACES), draw(20, dtype=torch.float32), 10),
+        lambda draw: (draw(20, 32), draw.tensor(PLACES), None, 10),
+    ],
+    "permute": [lambda draw: (draw(5, 32), draw.tensor(CHOICES, torch.int32))],
+    "unpermute": [
+        lambda draw: (draw(10, 32), draw.tensor([4, 0, 6, 8, 1, 2, 3, 5, 7, 9], torch.int32), draw(5, 2)),
+    ],
+    "grouped_matmul": [
+        lambda draw: (draw(20, 32), [draw(3, 32, 16)], [4, 0, 16], False),
+        lambda draw: (draw(20, 32), [draw(16, 32), draw(16, 32)], [4, 16], True),
+    ],
+    "adam_step": [
+        lambda draw: (draw.many(torch.float32), draw.many(), draw.many(torch.float32), draw.positive(),
+                      draw.many(torch.bfloat16), 3, 0.1, 0.9, 0.99, 1e-6, 0.1, True, True, False, 0.5),
+        lambda draw: (draw.many(), draw.many(), draw.many(), draw.positive(),
+                      [], 3, 0.1, 0.9, 0.99, 1e-6, 0.1, False, True, True, 1.0),
+    ],
+    "sgd_step": [
+        lambda draw: (draw.many(), draw.many(), draw.many(), [], 0.1, 0.9, 0.0, 0.1, True, False, False, 1.0),
+    ],
+    "multi_scale": [
+        lambda draw: (draw.many(), draw.many(torch.float32), 0.5, True),
+        lambda draw: (draw.many(), [], 0.5, True),
+    ],
+    "multi_scale_": [lambda draw: (draw.many(), 0.5, False)],
+    "l2_norm": [lambda draw: (draw.many(),)],
+    "newton_schulz": [
+        lambda draw: (draw(32, 16, grad=False), 2, [3.4445, -4.7750, 2.0315], 1e-7, torch.float32, -1, ""),
+    ],
+    "attention": [
+        lambda draw: attention(draw, QUERY, KEY, KEY, right=0),
+        lambda draw: attention(draw, QUERY, KEY, (8, 2, 2, 16)),
+        lambda draw: attention(draw, QUERY, KEY, KEY, left=3, right=0),
+        lambda draw: attention(draw, (2, 8, 4, 32), (2, 10, 2, 32), (2, 10, 2, 32), layout="bshd", right=0),
+        lambda draw: attention(draw, (2, 4, 8, 32), *[(2, 2, 8, 32)] * 2, layout="bhsd", left=2, right=3),
+        lambda draw: attention(draw, QUERY, KEY, KEY, right=0,
+                               mask=(torch.arange(8) == 2).expand(2, 1, 8, 8).to(draw.device)),
+        lambda draw: attention(draw, (1, 20, 4, 32), (1, 20, 2, 32), (1, 20, 2, 32), layout="bshd", right=0,
+                               segments=[0, 5, 0, 5, 0, 5, 15, 5, 15, 0]),
+        lambda draw: attention(draw, (1, 20, 4, 32), (1, 20, 2, 32), (1, 20, 2, 32), layout="bshd", left=4,
+                               right=0, segments=[0, 5, 0, 5, 0, 5, 15, 5, 15, 0]),
+        lambda draw: attention(draw, QUERY, KEY, KEY, softcap=2.0, lse=True),
+    ],
 }  # fmt: skip
 
 #: Public functions that put other kernels together, or make integers: they follow their parts.

@@ -11,7 +11,7 @@ from mindspeed_ms.kernels import backend
 from mindspeed_ms.kernels.attention import (
     LAYOUTS,
     Segment,
-    attention_keep,
+    csrc,
     mask_is_causal,
     packed_segments,
 )
@@ -236,7 +236,7 @@ def test_zero_size():
 
 
 def test_dropout_rate_and_independence():
-    keep = attention_keep(((0, 0, 512, 0, 384, 0),), 2, 0, round(0.25 * 65536), seed=11)
+    keep = csrc.keep(((0, 0, 512, 0, 384, 0),), 2, 0, round(0.25 * 65536), seed=11)
     dropped = (keep == 0).double()
     assert torch.equal(keep.unique(), torch.tensor([0.0, 65536 / 49152]))
     n = dropped.numel()
@@ -250,7 +250,7 @@ def test_dropout_rate_and_independence():
     }
     for what, (a, b) in pairs.items():
         assert abs((a * b).mean()) < 5 / math.sqrt(a.numel()), what
-    other = attention_keep(((0, 0, 512, 0, 384, 0),), 2, 0, round(0.25 * 65536), seed=12)
+    other = csrc.keep(((0, 0, 512, 0, 384, 0),), 2, 0, round(0.25 * 65536), seed=12)
     assert not torch.equal(keep, other)
 
 

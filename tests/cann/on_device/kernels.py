@@ -27,11 +27,17 @@ from mindspeed_ms.kernels.operator import OPERATORS
 ERROR = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-2, 4e-2), torch.float16: (3e-3, 1e-2)}
 
 REFUSED: dict[tuple[str, int], str] = {
+    ("adam_step", 1): "AdamW's decay is decoupled",
+    ("attention", 7): "no window over packed sequences",
+    ("attention", 8): "no soft cap, no gradient of the log-sum-exp",
     ("vocab_parallel_cross_entropy", 1): "labels are smoothed in another way than Megatron's",
 }
 """Sample -> why MindSpore's operators do not take it: the composite runs."""
 
-FLOAT32_REFUSED: dict[str, str] = {}
+FLOAT32_REFUSED: dict[str, str] = {
+    "attention": "it takes 16-bit types",
+    "grouped_matmul": "grouped_matmul's gradient takes 16-bit types",
+}
 """Kernel -> why they do not take float32."""
 
 ROWS = [(name, number) for name, samples in SAMPLES.items() for number in range(len(samples))]
@@ -57,7 +63,9 @@ def exact(value: torch.Tensor) -> torch.Tensor:
     return host.requires_grad_(value.requires_grad)
 
 
-def close(found: torch.Tensor, expected: torch.Tensor, error: float) -> None:
+def close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, part: int) -> None:
+    """`part` of ERROR: 0 for a result, 1 for a gradient; for the coarser dtype, kernel or tensor."""
+    error = max(ERROR[dtype][part], ERROR.get(found.dtype, (0.0, 0.0))[part])
     assert found.shape == expected.shape
     expected, found = expected.detach().double(), found.detach().cpu().double()
     scale = max(expected.abs().max().item(), 1e-2) if expected.numel() else 1.0
@@ -81,12 +89,12 @@ def test_against_float64(name, number, dtype):
     }
     expected, expected_grads = results(name, truth)
     for found, wanted in zip(outputs, expected, strict=True):
-        close(found, wanted, ERROR[dtype][0])
+        close(found, wanted, dtype, 0)
     for found, wanted in zip(grads, expected_grads, strict=True):
         assert (found is None) == (wanted is None)
         if found is not None:
-            close(found, wanted, ERROR[dtype][1])
-    forms = {name} if not grads else {name, f"{name}_backward"}
+            close(found, wanted, dtype, 1)
+    forms = {name, f"{name}_backward"} & set(OPERATORS) if grads else {name}
     if (name, number) in REFUSED or (dtype == torch.float32 and name in FLOAT32_REFUSED):
         assert not forms & ran, f"{name} takes it: take it out of the refused ones"
     elif OPERATORS[name].on_mindspore:
