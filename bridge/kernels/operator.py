@@ -345,8 +345,8 @@ def _lend(value: Any) -> Any:
 
 
 def _adopt(result: Any) -> Any:
-    if isinstance(result, tuple):
-        return tuple(map(_adopt, result))
+    if isinstance(result, tuple | list):
+        return type(result)(map(_adopt, result))
     return None if result is None else device.from_mindspore(result)
 
 

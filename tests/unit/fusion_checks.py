@@ -306,7 +306,7 @@ def experts() -> None:
                     named = [x, *layer.parameters()]
                     grads = torch.autograd.grad(out.square().sum(), named)
                     used = kernels_used()
-                assert ("combine_rows" in used and "grouped_matmul" in used) == (route == "auto"), used
+                assert ("combine_rows" in used and "grouped_matmul_backward" in used) == (route == "auto"), used
                 results.append([out, *grads])
             for a, b in zip(*results, strict=True):
                 assert a.dtype == b.dtype
