@@ -14,7 +14,8 @@ def _library() -> ctypes.CDLL:
 def read() -> dict[str, Any]:
     """Counts since the start or the last :func:`reset`.
 
-    ``kernels`` (all launches), ``aclop_kernels`` (those that a chip would compile online), ``h2d``,
+    ``kernels`` (all launches), ``aclop_kernels`` (those that a chip would compile online),
+    ``executors`` (first phases of aclnn), ``h2d``,
     ``d2h``, ``d2d`` (copies) and ``h2d_bytes`` ..., ``stream_syncs``, ``device_syncs``, ``event_syncs``,
     ``collectives``, ``comms`` (HCCL communicators made), ``memory_used``, ``memory_peak`` (bytes),
     ``launches`` (by operator).

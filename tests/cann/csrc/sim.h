@@ -62,6 +62,7 @@ SIM_VISIBLE bool fault(const char* name);  // is this mistake asked for?
 enum class Count {
   kKernels,
   kAclopKernels,
+  kExecutors,
   kH2D,
   kH2DBytes,
   kD2H,

@@ -113,6 +113,7 @@ API int HcclGetConfig(int, int* value) {
 }
 API uint32_t HcclGetCommConfigCapability() { return 10; }
 API int HcclGetRootInfo(char* info) {
+  remove_segments_of_the_dead();
   memset(info, 0, kRootInfo);
   std::random_device random;
   snprintf(info, 64, "%d_%08x%08x", static_cast<int>(getpid()), random(), random());

@@ -9,14 +9,18 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <stdexcept>
 #include <thread>
 
 namespace sim {
 
-constexpr size_t kHeader = 64;  // of a box: its state, then the bytes
+constexpr const char* kPrefix = "npusim_";  // then the process that made the root, see HcclGetRootInfo
+constexpr size_t kHeader = 64;              // of a box: its state, then the bytes
 
 SharedFile::~SharedFile() {
   if (data) munmap(data, size_);
@@ -48,6 +52,23 @@ void SharedFile::reach(size_t size) {
 
 void SharedFile::forget() { shm_unlink(name_.c_str()); }
 
+bool is_alive(int pid) {
+  if (kill(pid, 0) && errno == ESRCH) return false;
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  size_t name_end = text.rfind(')');
+  return name_end == std::string::npos || text.compare(name_end + 2, 1, "Z") != 0;  // a zombie is gone
+}
+
+void remove_segments_of_the_dead() {
+  std::error_code ignored;
+  for (auto& entry : std::filesystem::directory_iterator("/dev/shm", ignored)) {
+    std::string name = entry.path().filename();
+    if (name.starts_with(kPrefix) && !is_alive(atoi(name.c_str() + strlen(kPrefix))))
+      std::filesystem::remove(entry.path(), ignored);
+  }
+}
+
 static std::mutex registry_mutex;
 static std::map<std::string, Comm*>& registry() {
   static auto* r = new std::map<std::string, Comm*>;
@@ -76,9 +97,15 @@ Comm::Comm(std::string id_, uint32_t size_, uint32_t rank_)
   if (rank == 0) page_.forget();
   std::lock_guard<std::mutex> lock(registry_mutex);
   registry()[id] = this;
+  // Boxes that only one side has opened still have their names when the process ends.
+  static const int once = std::atexit([] {
+    for (auto& [id, comm] : registry())
+      for (auto& [pair, file] : comm->boxes_) file.forget();
+  });
+  (void)once;
 }
 
-std::string Comm::name(const std::string& part) const { return "/npusim_" + id + "_" + part; }
+std::string Comm::name(const std::string& part) const { return std::string("/") + kPrefix + id + "_" + part; }
 
 void Comm::say(const std::string& call) {
   snprintf(page()->ranks[rank].call, sizeof(RankState::call), "%s", call.c_str());
@@ -105,7 +132,7 @@ void Comm::wait(const std::function<bool()>& done, uint32_t only_peer) {
     if (i % 500) continue;
     for (uint32_t k = 0; k < size; ++k) {
       int32_t pid = page()->ranks[k].pid;
-      if (pid && kill(pid, 0) && errno == ESRCH && !done())
+      if (pid && !is_alive(pid) && !done())
         stuck(("peer lost: rank " + std::to_string(k) + " is gone").c_str(), k);
     }
     if (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() >

@@ -80,6 +80,9 @@ class SIM_VISIBLE Comm {
   std::map<std::string, SharedFile> boxes_;
 };
 
+// Takes away the files of processes that were killed.
+void remove_segments_of_the_dead();
+
 // The communicator that HcclGetCommName names, or null.
 SIM_VISIBLE Comm* find_comm(const std::string& name);
 

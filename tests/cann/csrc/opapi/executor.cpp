@@ -33,6 +33,7 @@ void when_unused(std::function<void()> end) {
 int plan(const char* function, uint64_t* workspace, aclOpExecutor** executor, std::function<void()> kernel,
          bool needed_in_null_mode, bool collective) {
   *workspace = 0;
+  sim::count(sim::Count::kExecutors);
   *executor = new aclOpExecutor{function, std::move(kernel), needed_in_null_mode, collective};
   return sim::kOk;
 }

@@ -36,9 +36,9 @@ Settings read() {
 }
 
 constexpr std::array<const char*, static_cast<size_t>(Count::kEnd)> kNames = {
-    "kernels",     "aclop_kernels", "h2d",       "h2d_bytes",    "d2h",
-    "d2h_bytes",   "d2d",           "d2d_bytes", "stream_syncs", "device_syncs",
-    "event_syncs", "collectives",   "comms",     "memory_used",  "memory_peak"};
+    "kernels",     "aclop_kernels", "executors",   "h2d",          "h2d_bytes",    "d2h",
+    "d2h_bytes",   "d2d",           "d2d_bytes",   "stream_syncs", "device_syncs", "event_syncs",
+    "collectives", "comms",         "memory_used", "memory_peak"};
 
 std::array<std::atomic<int64_t>, static_cast<size_t>(Count::kEnd)> totals{};
 std::mutex launches_mutex;
