@@ -3,15 +3,15 @@
 import pytest
 
 HERE = "tests/cann/on_device"
-BASICS, VALUES, ABI = f"{HERE}/mindspore_basics.py", f"{HERE}/values.py", f"{HERE}/abi.py"
+BASICS, VALUES, FUSED, ABI = (f"{HERE}/{name}.py" for name in ("mindspore_basics", "values", "fused", "abi"))
 
 
 @pytest.mark.parametrize(
     ("options", "checks"),
     [
-        pytest.param({}, (BASICS, VALUES, ABI), id="sync"),
-        pytest.param({"asynchronous": True}, (BASICS, VALUES), id="async"),
-        pytest.param({"cache": True}, (BASICS, VALUES), id="cache"),
+        pytest.param({}, (BASICS, VALUES, FUSED, ABI), id="sync"),
+        pytest.param({"asynchronous": True}, (BASICS, VALUES, FUSED), id="async"),
+        pytest.param({"cache": True}, (BASICS, VALUES, FUSED), id="cache"),
     ],
 )
 def test_checks_on_the_device(on_simulator, options: dict[str, bool], checks: tuple[str, ...]) -> None:
@@ -59,3 +59,20 @@ def test_null_mode_launches_and_computes_nothing(on_simulator) -> None:
     )
     done = on_simulator("-c", script, null=True)
     assert "[0.0, 0.0] {'aclnnInplaceOne': 1}" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("fault", "checks", "which"),
+    [
+        ("mask_sign", FUSED, "flash_attention and SBH"),
+        ("stale_view", BASICS, "as_strided"),
+        ("dropped_bias_gradient", BASICS, "two_layer"),
+        ("fp16_overflow", VALUES, "large and float16"),
+    ],
+)
+def test_a_deliberate_mistake_fails_the_check_that_looks_for_it(on_simulator, fault, checks, which) -> None:
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", checks, "-k", which)
+    done = on_simulator(*words, fault=fault)
+    assert done.returncode == 1, done.stdout[-2000:]
+    assert "1 failed" in done.stdout
+    assert "AssertionError" in done.stdout

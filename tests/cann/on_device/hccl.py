@@ -23,7 +23,7 @@ SUM = 0
 class Item(ctypes.Structure):
     """HcclSendRecvItem: ``type`` 0 sends, 1 receives."""
 
-    _fields_ = [  # noqa: RUF012 - ctypes wants it so
+    _fields_ = [
         ("type", c_int),
         ("data", c_void_p),
         ("n", c_uint64),
@@ -47,14 +47,18 @@ class Device:
         assert self.acl.aclrtMalloc(byref(memory), c_size_t(max(array.nbytes, 1)), 0) == 0
         if array.nbytes:
             source = array.ctypes.data_as(c_void_p)
-            assert self.acl.aclrtMemcpy(memory, c_size_t(array.nbytes), source, c_size_t(array.nbytes), 1) == 0
+            assert (
+                self.acl.aclrtMemcpy(memory, c_size_t(array.nbytes), source, c_size_t(array.nbytes), 1) == 0
+            )
         return memory
 
     def get(self, memory: c_void_p, n: int) -> list[float]:
         array = np.zeros(n, np.float32)
-        target = array.ctypes.data_as(c_void_p)
-        assert self.acl.aclrtMemcpy(target, c_size_t(array.nbytes), memory, c_size_t(array.nbytes), 2) == 0
+        self._copy(array.ctypes.data_as(c_void_p), memory, array.nbytes, 2)
         return array.tolist()
+
+    def _copy(self, target: c_void_p, source: c_void_p, size: int, kind: int) -> None:
+        assert self.acl.aclrtMemcpy(target, c_size_t(size), source, c_size_t(size), kind) == 0
 
     def wait(self) -> str:
         """Empty, or the error that the stream met."""

@@ -1,5 +1,7 @@
 """MindSpore's own Ascend backend at work: arithmetic, views, autograd, errors, memory, counters."""
 
+import os
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -76,6 +78,19 @@ def test_counters_count_launches_copies_and_synchronisations() -> None:
     assert now["launches"] == {"aclnnAdd": 1}
     assert (now["kernels"], now["d2h"], now["d2h_bytes"], now["h2d"]) == (1, 1, A.nbytes, 0)
     assert now["stream_syncs"] + now["device_syncs"] + now["event_syncs"] >= 1
+
+
+def test_executors_are_kept_in_cache_mode_and_follow_their_tensors() -> None:
+    tensors = [Tensor(A[:, :5] + i) * 1 for i in range(4)]  # a shape of its own: nothing is kept yet
+    ms.runtime.synchronize()
+    counters.reset()
+    sums = [mint.add(x, x) for x in tensors]
+    ms.runtime.synchronize()
+    now = counters.read()
+    assert now["kernels"] == 4
+    assert now["executors"] <= 1 if os.environ.get("CANNSIM_CACHE") else now["executors"] == 4
+    for x, total in zip(tensors, sums, strict=True):
+        assert np.array_equal(total.asnumpy(), 2 * x.asnumpy())
 
 
 def test_memory_is_counted() -> None:
