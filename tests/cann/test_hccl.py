@@ -17,12 +17,12 @@ Ranks = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture
 def on_ranks(cann_root: Path, tmp_path: Path) -> Ranks:
-    """Runs a case of ``on_device/hccl.py`` on two ranks; returns what each printed."""
+    """Runs a case of ``on_device/hccl_ranks.py`` on two ranks; returns what each printed."""
 
     def run(case: str, **options: object) -> list[dict[str, Any]]:
         env = {**environment(cann_root, **options), "CANNSIM_HCCL_TIMEOUT": "3"}
         folder = tempfile.mkdtemp(dir=tmp_path)
-        script = Path(__file__).parent / "on_device" / "hccl.py"
+        script = Path(__file__).parent / "on_device" / "hccl_ranks.py"
         ranks = [
             subprocess.Popen(
                 [sys.executable, str(script), case, str(rank), "2", folder],

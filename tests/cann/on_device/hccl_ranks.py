@@ -1,4 +1,4 @@
-"""HCCL from Python, and one rank of a test: ``hccl.py CASE RANK WORLD FOLDER`` prints what it got as JSON.
+"""HCCL from Python, and one rank of a test: ``hccl_ranks.py CASE RANK WORLD FOLDER`` prints what it got as JSON.
 
 The cases call ``libhccl.so`` directly, with device memory of ``libascendcl.so``: no MindSpore is needed.
 """
