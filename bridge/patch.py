@@ -12,14 +12,15 @@ versions.check()
 settings.check()
 
 # the versions come first: their message is the clear one
-from mindspeed_ms import comm, coverage_report, device  # noqa: E402
+from mindspeed_ms import comm, device, ops  # noqa: E402
 from mindspeed_ms.config import launch  # noqa: E402
 from mindspeed_ms.patches import registry  # noqa: E402
+from mindspeed_ms.routes import coverage  # noqa: E402
 
 launch.adopt_msrun_environment()  # first: the device count is one of its variables
-device.enable()
+device.enable(ops.register)
 device.redirect_cuda()
 comm.register()
 registry.arm()
 
-coverage_report.write_at_exit()
+coverage.write_at_exit()

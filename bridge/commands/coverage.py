@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mindspeed_ms import coverage_report
 from mindspeed_ms.commands.errors import CommandError
 from mindspeed_ms.config import settings
+from mindspeed_ms.commands import coverage_report as report
 
 HELP = "report of a run: calls and time per operator and route"
 
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file", nargs="?", help=f"what `run --coverage FILE` wrote; default ${settings.COVERAGE.name}"
     )
     parser.add_argument("--all", action="store_true", help="every row, not only the 30 that took longest")
+    parser.add_argument("--why", action="store_true", help="say what spoke against a better route")
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -26,8 +27,8 @@ def execute(options: argparse.Namespace) -> int:
     if not name:
         raise CommandError(f"name the file that `run --coverage FILE` wrote, or set {settings.COVERAGE.name}")
     try:
-        report = coverage_report.read(Path(name))
+        found = report.read(Path(name))
     except (OSError, ValueError) as error:
         raise CommandError(str(error)) from error
-    print(coverage_report.render(report, top=len(report["rows"]) if options.all else 30))
+    print(report.render(found, top=None if options.all else 30, why=options.why))
     return 0

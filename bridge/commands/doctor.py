@@ -104,7 +104,8 @@ def _exchange() -> Iterator[Finding]:
 def _device() -> Iterator[Finding]:
     import mindspeed_ms.patch  # noqa: F401
     import torch
-    from mindspeed_ms.ops import coverage, routes
+    from mindspeed_ms import routes
+    from mindspeed_ms.routes import coverage
 
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(96, 96, generator=generator) for _ in range(2))

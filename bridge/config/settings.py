@@ -109,10 +109,10 @@ def _switch(name: str, meaning: str) -> Setting[bool]:
 
 ROUTE = _choice(
     "ROUTE",
-    ("auto", "strict", "host"),
+    ("auto", "strict", "host", "mindspore", "csrc", "composite"),
     "auto",
-    "`auto`: the fastest correct kernel of each operator; `strict`: MindSpore or csrc, else an error that "
-    "names the operator; `host`: torch's CPU kernels, the reference",
+    "`auto`: the fastest correct kernel; `strict`: MindSpore or csrc, else an error that names the operator; "
+    "`host`: torch's CPU kernels, the reference; the others: that kind wherever there is one",
 )
 TARGET = _choice("TARGET", ("CPU", "Ascend"), "CPU", "where MindSpore runs")
 MEMORY: Setting[str | None] = Setting(
@@ -138,14 +138,6 @@ SEGMENT = _choice(
     ("proc", "socket"),
     "proc",
     "how ranks of a host get at the memory they share: by /proc, or over a socket where that is hidden",
-)
-KERNELS: Setting[str | None] = Setting(
-    f"{PREFIX}KERNELS",
-    None,
-    _one_of(("csrc", "composite")),
-    ("csrc", "composite"),
-    "if set, which form of the fused kernels runs",
-    stands_for="chosen per call",
 )
 AUTOLOAD = _switch("AUTOLOAD", "switch the bridge on at `import torch`")
 AUTO_ROUTES = _path(

@@ -8,10 +8,10 @@ first npu tensor.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 from mindspeed_ms import _runtime
-from mindspeed_ms.config import settings
 from mindspeed_ms.device import mindspore, npu, sharing
 
 __all__ = ["enable", "from_mindspore", "redirect_cuda", "to_mindspore"]
@@ -19,12 +19,16 @@ __all__ = ["enable", "from_mindspore", "redirect_cuda", "to_mindspore"]
 _enabled = _redirected = False
 
 
-def enable() -> None:
+def enable(register_operators: Callable[[], None]) -> None:
     """Registers device ``npu`` and ``torch.npu`` with torch. Idempotent.
+
+    Args:
+        register_operators: called once, at the first use of the device: enters the operators' own kernels,
+            which the device itself knows nothing of.
 
     Environment:
         LOCAL_WORLD_SIZE: number of npu devices that this process sees (ranks of this host), 1 by default.
-        ROUTE, TARGET and MEMORY of :mod:`mindspeed_ms.config.settings`.
+        TARGET and MEMORY of :mod:`mindspeed_ms.config.settings`.
 
     Raises:
         ValueError: an environment variable has a value that is not possible.
@@ -34,14 +38,19 @@ def enable() -> None:
         return
     _runtime.set_device_count(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     _runtime.register_device()
-    _runtime.set_initializer(_initialize)
+
+    def initialize() -> None:
+        if _runtime.opaque_memory():  # it is MindSpore's own
+            mindspore.start()
+        register_operators()
+
+    _runtime.set_initializer(initialize)
     _runtime.set_mindspore_starter(mindspore.start)
-    _runtime.set_default_route_mode(_runtime.RouteMode.__members__[settings.ROUTE.value])
     mindspore.choose_memory()
     torch.utils.rename_privateuse1_backend("npu")
     torch._register_device_module("npu", npu)
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
-    sharing.install()
+    sharing.install(register_operators)
     # Backward of npu tensors on the thread that calls it, as for CPU tensors: no hand-over per graph task,
     # and the OpenMP team of the caller is used. Other threads keep torch's default (they take turns at
     # MindSpore).
@@ -55,15 +64,6 @@ def redirect_cuda() -> None:
     if not _redirected:
         _runtime.register_cuda_redirect()
         _redirected = True
-
-
-def _initialize() -> None:
-    """First use of the device: the lowerings, and MindSpore where the memory is its own."""
-    if _runtime.opaque_memory():
-        mindspore.start()
-    from mindspeed_ms import ops
-
-    ops.register()
 
 
 def to_mindspore(tensor: torch.Tensor):

@@ -14,28 +14,36 @@ import torch
 from torch.multiprocessing import reductions
 
 
-def install() -> None:
-    """Teaches the pickler of ``torch.multiprocessing`` to send npu tensors and parameters."""
-    ForkingPickler.register(torch.Tensor, _reduce(reductions.reduce_tensor))
-    ForkingPickler.register(torch.nn.Parameter, _reduce(reductions.reduce_tensor))
+def install(register_operators: Callable[[], None]) -> None:
+    """Teaches the pickler of ``torch.multiprocessing`` to send npu tensors and parameters.
+
+    Args:
+        register_operators: what the receiver's device is enabled with, a function of a module.
+    """
+    ForkingPickler.register(torch.Tensor, _reduce(reductions.reduce_tensor, register_operators))
+    ForkingPickler.register(torch.nn.Parameter, _reduce(reductions.reduce_tensor, register_operators))
 
 
-def _reduce(original: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
+def _reduce(
+    original: Callable[[torch.Tensor], Any], register_operators: Callable[[], None]
+) -> Callable[[torch.Tensor], Any]:
     def reduce(tensor: torch.Tensor) -> Any:
         if tensor.device.type != "npu":
             return original(tensor)
         if tensor.requires_grad and not tensor.is_leaf:
             raise RuntimeError("A tensor with a grad_fn cannot be sent to another process: detach it first.")
         is_parameter = isinstance(tensor, torch.nn.Parameter)
-        return _arrive, (tensor.detach().cpu(), tensor.requires_grad, is_parameter)
+        return _arrive, (register_operators, tensor.detach().cpu(), tensor.requires_grad, is_parameter)
 
     return reduce
 
 
-def _arrive(host: torch.Tensor, requires_grad: bool, is_parameter: bool) -> torch.Tensor:
+def _arrive(
+    register_operators: Callable[[], None], host: torch.Tensor, requires_grad: bool, is_parameter: bool
+) -> torch.Tensor:
     """In the other process, which may not have the device yet."""
     from mindspeed_ms import device
 
-    device.enable()
+    device.enable(register_operators)
     tensor = host.to("npu")
     return torch.nn.Parameter(tensor, requires_grad) if is_parameter else tensor.requires_grad_(requires_grad)

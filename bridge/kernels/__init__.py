@@ -6,7 +6,7 @@ for Ascend.
 
 from mindspeed_ms.kernels.activation import bias_activation, bias_glu
 from mindspeed_ms.kernels.attention import Segment, attention, packed_segments
-from mindspeed_ms.kernels.backend import force_implementation, force_isa, implementation, isa
+from mindspeed_ms.kernels.backend import force_isa, isa
 from mindspeed_ms.kernels.cached_attention import cached_attention, paged_rows
 from mindspeed_ms.kernels.context_parallel import (
     context_parallel_attention,
@@ -53,12 +53,10 @@ __all__ = [
     "context_parallel_attention",
     "context_parallel_packed_attention",
     "embedding_grad",
-    "force_implementation",
     "force_isa",
     "gather_rows",
     "grouped_matmul",
     "grouped_weight_gradient",
-    "implementation",
     "isa",
     "l2_norm",
     "latent_key_value",

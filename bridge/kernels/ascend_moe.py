@@ -69,14 +69,6 @@ def unpermute(rows: MsTensor, places: MsTensor, probs: MsTensor) -> MsTensor:
     return ops.moe_token_unpermute(rows, places, probs)
 
 
-def unpermute_inferred(rows: MsTensor, places: MsTensor, probs: MsTensor) -> MsTensor:
-    """The same by operators that MindSpore 2.10 can infer."""
-    from mindspore import mint
-
-    chosen = mint.index_select(rows, 0, places).reshape((*probs.shape, rows.shape[1]))
-    return (chosen * probs.reshape((*probs.shape, 1))).sum(1)
-
-
 def unpermute_backward(
     rows: MsTensor, places: MsTensor, probs: MsTensor, grad: MsTensor
 ) -> tuple[MsTensor, None, MsTensor]:

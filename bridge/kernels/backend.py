@@ -1,74 +1,19 @@
-"""How a kernel call reaches machine code: implementation, dtype codes, thread count, instruction set."""
+"""How a kernel call reaches machine code: addresses, dtype codes, thread count, instruction set."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
 from mindspeed_ms import _runtime
 from mindspeed_ms._native import kernels as _native
-from mindspeed_ms.config import settings
+from mindspeed_ms.routes import counted
 
 #: Storage types of the native kernels, by the codes of csrc/kernels/prelude.h.
 DTYPE_CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-IMPLEMENTATIONS = ("csrc", "composite")
-
 _threads = 0
-
-
-def _known(name: str | None) -> str | None:
-    if name is not None and name not in IMPLEMENTATIONS:
-        raise ValueError(f"unknown kernel implementation {name!r}; use one of {IMPLEMENTATIONS} or None")
-    return name
-
-
-_forced = settings.KERNELS.value
-
-
-def force_implementation(name: str | None) -> None:
-    """Makes every kernel use one implementation: "csrc" or "composite"; None chooses per call.
-
-    MINDSPEED_MS_KERNELS sets the same at start.
-    """
-    global _forced
-    _forced = _known(name)
-
-
-@cache
-def on_ascend() -> bool:
-    """Whether the device target is Ascend (MINDSPEED_MS_TARGET)."""
-    from mindspeed_ms.device.mindspore import target
-
-    return target() == "Ascend"
-
-
-def implementation(*tensors: torch.Tensor | None) -> str:
-    """Which implementation takes these tensors: native for fp32, bf16 and fp16, else the composite.
-
-    Native is "mindspore" for npu tensors where the target is Ascend, "csrc" elsewhere. The composite, too,
-    for npu tensors in opaque memory on the CPU target, which has no address that native code could read, for
-    wrappers (a DTensor), which have no memory at all, and on route host, whose numbers are those of torch's
-    operators.
-    """
-    if _forced == "composite":
-        return "composite"
-    npu = any(t is not None and t.device.type == "npu" for t in tensors)
-    if npu and _runtime.route_mode() == _runtime.RouteMode.host:
-        return "composite"
-    for tensor in tensors:
-        if tensor is not None and (tensor.dtype not in DTYPE_CODES or _is_wrapper(tensor)):
-            return "composite"
-    if npu and on_ascend():
-        return "mindspore"
-    return "composite" if npu and _runtime.opaque_memory() else "csrc"
-
-
-def _is_wrapper(tensor: torch.Tensor) -> bool:
-    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def native() -> ModuleType:
@@ -79,18 +24,6 @@ def native() -> ModuleType:
         _native.set_threads(wanted)
         _threads = wanted
     return _native
-
-
-def counted(name: str, tensor: torch.Tensor) -> AbstractContextManager:
-    """Counts its body as one call of kernel `name` on route csrc, for npu tensors."""
-    if tensor.device.type != "npu":
-        return nullcontext()
-    return _runtime.Timed(f"mindspeed_ms::{name}", tensor.dtype)
-
-
-def counted_on_mindspore(name: str, dtype: torch.dtype) -> AbstractContextManager:
-    """Counts its body as one call of kernel `name` on route mindspore."""
-    return _runtime.Timed(f"mindspeed_ms::{name}", dtype, on_mindspore=True)
 
 
 def launch(kernel: str, tensor: torch.Tensor, *arguments: Any) -> Any:
@@ -130,7 +63,7 @@ def dtype_code(tensor: torch.Tensor | None) -> int:
     except KeyError:
         raise TypeError(
             f"native kernels take float32, bfloat16 and float16, not {tensor.dtype}; convert the tensor or "
-            'use force_implementation("composite")'
+            'use routes.route("composite")'
         ) from None
 
 

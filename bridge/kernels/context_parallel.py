@@ -24,8 +24,8 @@ import torch
 import torch.distributed as dist
 from mindspeed_ms.kernels import ring_attention
 from mindspeed_ms.kernels.attention import Segment, attention, with_sink
-from mindspeed_ms.kernels.dispatch import choose
 from mindspeed_ms.kernels.ring_attention import Ranks, pass_on
+from mindspeed_ms.routes import choose
 from torch.autograd.function import once_differentiable
 
 Pair = tuple[torch.Tensor, torch.Tensor]

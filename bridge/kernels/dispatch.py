@@ -1,30 +1,19 @@
-"""Where a kernel takes its Ascend form: the table of forms, the choice, and the call with its gradient.
-
-On the CPU target the forms run only where MINDSPEED_MS_KERNELS=ascend asks for it: inside MindSpore's device
-"meta", which infers shapes and dtypes and computes nothing, so that all results are zeros.
-"""
+"""The kernels' forms on MindSpore, for target Ascend: the table of them, and the call with its gradient."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
-from mindspeed_ms import _runtime, device
+from mindspeed_ms import device
 from mindspeed_ms.device import mindspore
-from mindspeed_ms.kernels import ascend, ascend_attention, ascend_linear, ascend_moe
-from mindspeed_ms.kernels.backend import implementation, on_ascend
+from mindspeed_ms.kernels import ascend_attention, ascend_linear
+from mindspeed_ms.routes import counted, declare
+from mindspeed_ms.routes.choice import NATIVE
 from torch.autograd.function import once_differentiable
-
-logger = logging.getLogger(__name__)
-
-#: How a form was checked, as no Ascend device was at hand: MindSpore has no inference for some operators, and
-#: then their arguments are only bound to its signature.
-INFERENCE, SIGNATURE, NO_GRADIENT = "inference", "signature only", "has none"
 
 
 @dataclass(frozen=True)
@@ -37,51 +26,16 @@ class Form:
     """What of MindSpore it calls."""
     backward: Callable[..., Any] | None = None
     """Its gradient, where MindSpore's own cannot be inferred without a device; else MindSpore's autograd."""
-    forward_checked: str = INFERENCE
-    backward_checked: str = INFERENCE
-    inferred: Callable[..., Any] | None = None
-    """What takes the call's place in a dry run, where MindSpore cannot infer the operator (SIGNATURE)."""
 
 
 #: Kernel -> its Ascend form. What is not here runs as the composite in torch operators, and says so once.
 FORMS: dict[str, Form] = {
-    "rms_norm": Form(ascend.rms_norm, "rms_norm, add_rms_norm"),
-    "layer_norm": Form(ascend.layer_norm, "LayerNormExt"),
-    "bias_activation": Form(ascend.bias_activation, "GeluExt, SiLU, ..."),
-    "bias_glu": Form(ascend.bias_glu, "swiglu; for other gates, offsets and clamps the activation's"),
-    "bias_dropout_add": Form(ascend.bias_dropout_add, "DropoutExt"),
-    "scaled_softmax": Form(ascend.scaled_softmax, "Softmax"),
-    "rope": Form(ascend.rope, "rotary_position_embedding"),
-    "vocab_parallel_cross_entropy": Form(ascend.vocab_parallel_cross_entropy, "CrossEntropyLoss"),
-    "attention": Form(ascend_attention.attention, "speed_fusion_attention"),
     "ring_step": Form(ascend_attention.ring_step, "FlashAttentionScore", ascend_attention.ring_step_backward),
-    "ring_merge": Form(ascend_attention.ring_merge, "ring_attention_update", backward_checked=NO_GRADIENT),
-    "embedding_grad": Form(ascend.embedding_grad, "EmbeddingDenseBackward", backward_checked=NO_GRADIENT),
-    "accumulate_weight_gradient": Form(
-        ascend_linear.accumulate_weight_gradient, "InplaceMatmulAdd", backward_checked=NO_GRADIENT
-    ),
+    "ring_merge": Form(ascend_attention.ring_merge, "ring_attention_update"),
     "column_linear": Form(
         ascend_linear.column_linear, "all_gather_matmul", ascend_linear.column_linear_backward
     ),
     "row_linear": Form(ascend_linear.row_linear, "matmul_reduce_scatter", ascend_linear.row_linear_backward),
-    "topk_router": Form(ascend_moe.topk_router, "TopkExt, GatherD, Scatter"),
-    "gather_rows": Form(ascend_moe.gather_rows, "IndexSelect"),
-    "combine_rows": Form(ascend_moe.combine_rows, "IndexAddExt"),
-    "permute": Form(ascend_moe.permute, "moe_token_permute"),
-    "unpermute": Form(
-        ascend_moe.unpermute,
-        "moe_token_unpermute",
-        ascend_moe.unpermute_backward,
-        forward_checked=SIGNATURE,
-        inferred=ascend_moe.unpermute_inferred,
-    ),
-    "grouped_matmul": Form(
-        ascend_moe.grouped_matmul,
-        "grouped_matmul_v4; grouped_matmul_add_ for the weights",
-        ascend_moe.grouped_matmul_backward,
-    ),
-    "adam_step": Form(ascend.adam_step, "AdamW", backward_checked=NO_GRADIENT),
-    "l2_norm": Form(ascend.l2_norm, "Norm", backward_checked=NO_GRADIENT),
 }
 
 
@@ -89,27 +43,8 @@ _LENT = object()
 """Stands for an argument that is a tensor."""
 
 
-@cache
-def _log_once(kernel: str, reason: str) -> None:
-    logger.warning("%s runs as its composite in torch operators on Ascend: %s", kernel, reason)
-
-
-def choose(
-    kernel: str, *tensors: torch.Tensor | None, refusal: str | Callable[[], str | None] | None = None
-) -> str:
-    """Which implementation takes this call of `kernel`: "csrc", "mindspore" or "composite".
-
-    As :func:`mindspeed_ms.kernels.implementation`; on Ascend the composite, with one log line, for the reason
-    `refusal` (a string, or what computes it when needed).
-    """
-    chosen = implementation(*tensors)
-    if chosen != "mindspore":
-        return chosen
-    reason = refusal() if callable(refusal) else refusal
-    if reason is None:
-        return "mindspore"
-    _log_once(kernel, reason)
-    return "composite"
+for _name in FORMS:
+    declare(_name, mindspore=NATIVE)
 
 
 def on_mindspore(kernel: str, *args: Any, seed: int | None = None, **kwargs: Any) -> Any:
@@ -124,7 +59,7 @@ def on_mindspore(kernel: str, *args: Any, seed: int | None = None, **kwargs: Any
     form = FORMS[kernel]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return (_Recorded if form.backward is None else _Paired).apply(kernel, run, *tensors)
-    return _called(kernel, tensors, run, _forward(form))
+    return _called(kernel, tensors, run, form.call)
 
 
 def gradient_on_mindspore(kernel: str, *args: Any, **kwargs: Any) -> Any:
@@ -151,63 +86,29 @@ def _bound(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[torch.Te
     return [value for value in values if isinstance(value, torch.Tensor)], run
 
 
-def _forward(form: Form) -> Callable[..., Any]:
-    return form.call if form.inferred is None or on_ascend() else form.inferred
-
-
 def _called(
     kernel: str, tensors: list[torch.Tensor], run: Callable[..., Any], call: Callable[..., Any]
 ) -> Any:
     lent = _lend(tensors)
-    with _place(), _counted(kernel, tensors):
+    with mindspore.alone(), counted(kernel, tensors[0], "mindspore"):
         found = run(call, lent)
     return _adopt(found)
 
 
-def _counted(kernel: str, tensors: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:
-    return _runtime.Timed(f"mindspeed_ms::{kernel}", tensors[0].dtype, on_mindspore=True)
-
-
-@contextmanager
-def _place() -> Iterator[None]:
-    """Where MindSpore's operators run: the device, or in a dry run on the CPU target "meta"."""
-    with mindspore.alone(), nullcontext() if on_ascend() else mindspore.module().DeviceCtx("meta"):
-        yield
-
-
 def _lend(tensors: Iterable[torch.Tensor]) -> list[Any]:
-    """MindSpore tensors of their own on the memory of these; the device keeps others for every borrower.
-
-    In a dry run tensors of "meta", which alone its operators are sure to take.
-    """
+    """MindSpore tensors of their own on the memory of these; the device keeps others for every borrower."""
     mindspore.module()
-    from mindspore import mint
     from mindspore.ops import auto_generate
 
-    lent = [device.to_mindspore(_dense(tensor)) for tensor in tensors]
-    if on_ascend():
-        return [auto_generate.view(tensor, tensor.shape) for tensor in lent]
-    with _place():
-        return [mint.zeros(tensor.shape, dtype=tensor.dtype) for tensor in lent]
-
-
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous()
+    lent = [device.to_mindspore(tensor.detach().contiguous()) for tensor in tensors]
+    return [auto_generate.view(tensor, tensor.shape) for tensor in lent]
 
 
 def _adopt(result: Any) -> Any:
     """npu tensors of one MindSpore tensor, of a tuple of them, or of None."""
     if isinstance(result, tuple):
         return tuple(map(_adopt, result))
-    if result is None or on_ascend():
-        return None if result is None else device.from_mindspore(result)
-    return torch.zeros(result.shape, dtype=_torch_dtypes()[result.dtype], device="npu")
-
-
-@cache
-def _torch_dtypes() -> dict[Any, torch.dtype]:
-    ms = mindspore.module()
-    return {getattr(ms, name): dtype for name, dtype in mindspore.DTYPES.items()}
+    return None if result is None else device.from_mindspore(result)
 
 
 @contextmanager
@@ -232,11 +133,11 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernel, run, *tensors):
         leaves = _lend(tensors)
-        with _place(), _counted(kernel, tensors), _recording():
+        with mindspore.alone(), counted(kernel, tensors[0], "mindspore"), _recording():
             for leaf, wanted in zip(leaves, ctx.needs_input_grad[2:], strict=True):
                 if wanted:
                     leaf.requires_grad_()
-            results = run(_forward(FORMS[kernel]), leaves)
+            results = run(FORMS[kernel].call, leaves)
         ctx.kernel, ctx.leaves = kernel, leaves
         ctx.results = results if isinstance(results, tuple) else (results,)
         ctx.set_materialize_grads(False)
@@ -260,7 +161,7 @@ class _Recorded(torch.autograd.Function):
         found: Any = ()
         if leaves:
             lent = tuple(_lend(given))  # before the place: a strided gradient is copied by the device itself
-            with _place(), _counted(ctx.kernel, given):
+            with mindspore.alone(), counted(ctx.kernel, given[0], "mindspore"):
                 found = _c_expression.run_backward(
                     results, lent, keep, False, leaves, True, accumulate_grad=False
                 )
@@ -277,13 +178,13 @@ class _Paired(torch.autograd.Function):
     def forward(ctx, kernel, run, *tensors):
         ctx.kernel, ctx.run = kernel, run
         ctx.save_for_backward(*tensors)
-        return _called(kernel, list(tensors), run, _forward(FORMS[kernel]))
+        return _called(kernel, list(tensors), run, FORMS[kernel].call)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         *lent, incoming = _lend([*ctx.saved_tensors, grad])
         backward = FORMS[ctx.kernel].backward
-        with _place(), _counted(ctx.kernel, [grad]):
+        with mindspore.alone(), counted(ctx.kernel, grad, "mindspore"):
             found = ctx.run(lambda *a, **k: backward(*a, incoming, **k), lent)
         return (None, None, *_adopt(found))

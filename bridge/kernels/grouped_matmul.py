@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from mindspeed_ms.kernels import matmul
-from mindspeed_ms.kernels.backend import counted, implementation
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
+from mindspeed_ms.routes import counted, implementation
 
 Tensor = torch.Tensor
 

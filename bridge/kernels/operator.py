@@ -1,7 +1,7 @@
 """How a fused kernel is a torch operator ``mindspeed_ms::name``: one declaration, seen whole by every tool.
 
 :class:`Operator` registers a schema with up to three forms (csrc, mindspore, composite), of which each call
-takes the one that :func:`mindspeed_ms.kernels.dispatch.choose` names, a fake for FakeTensor and
+takes the one that :func:`mindspeed_ms.routes.choose` names, a fake for FakeTensor and
 torch.compile, the rule by which a gradient is made, and the cast under autocast. The gradient of a kernel is
 an operator of its own, so that compiled and recorded graphs hold it, too.
 
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from mindspeed_ms import device
 from mindspeed_ms.device import mindspore
-from mindspeed_ms.kernels.backend import counted_on_mindspore
-from mindspeed_ms.kernels.dispatch import choose
+from mindspeed_ms.routes import choose, counted, declare
+from mindspeed_ms.routes.choice import NATIVE
 from torch.autograd.function import once_differentiable
 
 Tensor = torch.Tensor
@@ -90,6 +90,7 @@ class Operator:
         self.name = schema.partition("(")[0]
         self.composite = composite
         self.on_mindspore = mindspore is not None
+        declare(self.name, mindspore=NATIVE if mindspore else (), csrc=NATIVE if csrc else ())
         _library.define(schema, tags=[torch.Tag.pt2_compliant_tag])
         self.overload = getattr(torch.ops.mindspeed_ms, self.name).default
         arguments = self.overload._schema.arguments
@@ -97,8 +98,8 @@ class Operator:
         names = [argument.name for argument in arguments]
         positions = tuple(names.index(name) for name in decides)
         lists = any("List" in str(arguments[i].type) for i in positions)
-        on_mindspore = composite if mindspore is None else partial(_on_mindspore, self.name, mindspore)
-        forms = {"csrc": csrc or composite, "mindspore": on_mindspore, "composite": composite}
+        on_mindspore = partial(_on_mindspore, self.name, mindspore)
+        forms = {"csrc": csrc, "mindspore": on_mindspore, "composite": composite}
         kernel = _chosen(self.name, forms, positions, lists, refusal)
         written = [i for i in self._tensors if arguments[i].is_write]
         if written:
@@ -330,8 +331,7 @@ def fake_like(x: Tensor) -> Tensor:
 def _on_mindspore(name: str, form: Form, *args: Any) -> Any:
     """A form on the memory of npu tensors: its results as npu tensors. Lists of tensors are lent, too."""
     lent = [_lend(value) for value in args]
-    dtype = _tensors(args)[0].dtype
-    with mindspore.alone(), counted_on_mindspore(name, dtype):
+    with mindspore.alone(), counted(name, _tensors(args)[0], "mindspore"):
         found = form(*lent)
     return _adopt(found)
 

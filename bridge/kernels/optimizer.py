@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mindspeed_ms.kernels.backend import DTYPE_CODES, launch, on_ascend
+from mindspeed_ms.kernels.backend import DTYPE_CODES, launch
 from mindspeed_ms.kernels.operator import Operator, fake_like
+from mindspeed_ms.routes import on_ascend
 from torch.distributed.distributed_c10d import _resolve_process_group
 
 Tensor = torch.Tensor

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from mindspeed_ms.kernels.backend import on_ascend
-from mindspeed_ms.kernels.dispatch import choose, gradient_on_mindspore, on_mindspore
+from mindspeed_ms.kernels.dispatch import gradient_on_mindspore, on_mindspore
+from mindspeed_ms.routes import choose, on_ascend
 from torch.autograd.function import once_differentiable
 
 Tensor = torch.Tensor

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, implementation, launch, pointer
-from mindspeed_ms.kernels.dispatch import choose
+from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like, gradients
+from mindspeed_ms.routes import choose, implementation
 
 Tensor = torch.Tensor
 

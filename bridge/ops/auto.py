@@ -83,4 +83,11 @@ def apply(table: dict[str, Lowering]) -> None:
                     raise ValueError(
                         f"{file} routes {name} ({dtype_name}) to a MindSpore kernel that is fenced."
                     )
-            entry.handle.set_auto(dtype, below, above, numel)
+            entry.handle.set_auto(
+                dtype,
+                below,
+                above,
+                numel,
+                f"the calibrated table prefers {below} below {numel} elements",
+                f"the calibrated table prefers {above}" + (f" from {numel} elements on" if numel else ""),
+            )

@@ -1,7 +1,6 @@
 #include "aten/coverage.h"
 
 #include <memory>
-#include <mutex>
 #include <unordered_map>
 
 namespace mindspeed_ms {
@@ -23,10 +22,21 @@ const char* route_name(Route route) {
       return "mindspore";
     case Route::Csrc:
       return "csrc";
+    case Route::Composite:
+      return "composite";
     case Route::Host:
       return "host";
   }
   return "?";
+}
+
+Counter& OpCounters::add(Route route, c10::ScalarType dtype, Reason why) {
+  std::lock_guard<std::mutex> lock(adding_);
+  for (auto* c = first(); c; c = c->next)  // another thread may have been first
+    if (c->route == route && c->dtype == dtype && c->why == why) return *c;
+  auto* made = new Counter(route, dtype, why, first());
+  first_.store(made, std::memory_order_release);
+  return *made;
 }
 
 OpCounters& counters_of(const std::string& name) {
@@ -39,25 +49,18 @@ OpCounters& counters_of(const std::string& name) {
 std::vector<CoverageRow> coverage_rows() {
   std::lock_guard<std::mutex> lock(g_mutex);
   std::vector<CoverageRow> rows;
-  for (auto& [name, op] : registry()) {
-    for (int r = 0; r < kRoutes; ++r) {
-      for (int d = 0; d < kDtypes; ++d) {
-        auto& c = op->by_route_dtype[r][d];
-        if (!c.calls) continue;
-        rows.push_back({name, c10::toString(static_cast<c10::ScalarType>(d)),
-                        route_name(static_cast<Route>(r)), c.calls,
-                        static_cast<double>(c.nanoseconds) * 1e-9});
-      }
-    }
-  }
+  for (auto& [name, op] : registry())
+    for (auto* c = op->first(); c; c = c->next)
+      if (c->calls)
+        rows.push_back({name, c10::toString(c->dtype), route_name(c->route), sentence(c->why), c->calls,
+                        static_cast<double>(c->nanoseconds) * 1e-9});
   return rows;
 }
 
 void reset_coverage() {
   std::lock_guard<std::mutex> lock(g_mutex);
   for (auto& [name, op] : registry())
-    for (auto& route : op->by_route_dtype)
-      for (auto& c : route) c.calls = 0, c.nanoseconds = 0;
+    for (auto* c = op->first(); c; c = c->next) c->calls = 0, c->nanoseconds = 0;
 }
 
 }  // namespace mindspeed_ms

@@ -1,29 +1,52 @@
 #pragma once
 #include <c10/core/ScalarType.h>
 
-#include <array>
 #include <atomic>
 #include <chrono>
+#include <mutex>
 #include <string>
 #include <vector>
 
+#include "aten/reasons.h"
+
 namespace mindspeed_ms {
 
-enum class Route : uint8_t { MindSpore, Csrc, Host };
-constexpr int kRoutes = 3;
+// What computes a call: MindSpore, a kernel of csrc, torch operators in a fused kernel's place, or torch's
+// own CPU kernel.
+enum class Route : uint8_t { MindSpore, Csrc, Composite, Host };
+constexpr int kRoutes = 4;
 const char* route_name(Route route);
-
-// Calls and exclusive nanoseconds of one operator, by route and dtype.
-struct Counter {
-  std::atomic<uint64_t> calls{0}, nanoseconds{0};
-};
 
 constexpr int kDtypes = static_cast<int>(c10::ScalarType::NumOptions);
 
-struct OpCounters {
+// Calls and exclusive nanoseconds of one operator on one route, with one dtype, for one reason.
+struct Counter {
+  Counter(Route route_, c10::ScalarType dtype_, Reason why_, Counter* next_)
+      : route(route_), dtype(dtype_), why(why_), next(next_) {}
+  const Route route;
+  const c10::ScalarType dtype;
+  const Reason why;
+  Counter* const next;
+  std::atomic<uint64_t> calls{0}, nanoseconds{0};
+};
+
+class OpCounters {
+ public:
   explicit OpCounters(std::string name_) : name(std::move(name_)) {}
-  std::string name;
-  std::array<std::array<Counter, kDtypes>, kRoutes> by_route_dtype{};
+  const std::string name;
+
+  // An operator has a handful of counters: walking them is cheaper than hashing.
+  Counter& at(Route route, c10::ScalarType dtype, Reason why) {
+    for (auto* c = first(); c; c = c->next)
+      if (c->route == route && c->dtype == dtype && c->why == why) return *c;
+    return add(route, dtype, why);
+  }
+  Counter* first() const { return first_.load(std::memory_order_acquire); }
+
+ private:
+  Counter& add(Route route, c10::ScalarType dtype, Reason why);
+  std::atomic<Counter*> first_{nullptr};
+  std::mutex adding_;
 };
 
 // Counters of the operator or kernel called `name`; lives for ever.
@@ -32,10 +55,8 @@ OpCounters& counters_of(const std::string& name);
 // Measures a call. Time spent in calls nested inside goes to those, so that the sum is operator time.
 class Timed {
  public:
-  Timed(OpCounters& op, Route route, c10::ScalarType dtype)
-      : counter_(op.by_route_dtype[static_cast<int>(route)][static_cast<int>(dtype)]),
-        parent_(current_),
-        start_(std::chrono::steady_clock::now()) {
+  Timed(OpCounters& op, Route route, c10::ScalarType dtype, Reason why)
+      : counter_(op.at(route, dtype, why)), parent_(current_), start_(std::chrono::steady_clock::now()) {
     current_ = this;
   }
   ~Timed() {
@@ -61,7 +82,7 @@ class Timed {
 };
 
 struct CoverageRow {
-  std::string op, dtype, route;
+  std::string op, dtype, route, why;
   uint64_t calls;
   double seconds;
 };

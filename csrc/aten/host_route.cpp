@@ -43,18 +43,18 @@ class DefaultGeneratorSwap {
   at::Generator npu_;
 };
 
-class Call {
+class HostCall {
  public:
-  Call(const c10::OperatorHandle& op, const OpInfo& info, torch::jit::Stack& stack)
+  HostCall(const c10::OperatorHandle& op, const OpInfo& info, torch::jit::Stack& stack)
       : op_(op), info_(info), stack_(stack), begin_(stack.size() - info.args.size()) {}
 
-  void run() {
+  void run(Reason why) {
     find_device();
     for (size_t i = 0; i < info_.args.size(); ++i) lend_argument(stack_[begin_ + i], info_.args[i]);
     {
       std::optional<DefaultGeneratorSwap> swap;
       if (info_.seeded) swap.emplace(default_generator(device_));
-      Timed timed(info_.counters, Route::Host, dtype_);
+      Timed timed(info_.counters, Route::Host, dtype_, why);
       at::AutoDispatchBelowADInplaceOrView below_autograd;
       op_.redispatchBoxed(keys_.empty() ? c10::DispatchKeySet(c10::DispatchKey::CPU) : keys_, &stack_);
     }
@@ -218,8 +218,9 @@ class Call {
 }  // namespace
 
 void host_fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  if (route_mode() == RouteMode::Strict) require_allowed_on_host(op_info(op).name);
-  host_route(op, keys, stack);
+  const RouteMode mode = route_mode();
+  if (mode == RouteMode::Strict) require_allowed_on_host(op_info(op).name, kNoRow);
+  host_route(op, keys, stack, mode == RouteMode::Host ? kHostForced : kNoRow);
 }
 
 // Reached by every operator that is given a sparse npu tensor, or is to make one: on Ascend there are none,
@@ -231,9 +232,9 @@ void refuse_sparse(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::ji
       "leave out sparse=True (embeddings) and sparse_grad=True (gather).");
 }
 
-void host_route(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+void host_route(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack, Reason why) {
   ensure_initialized();
-  Call(op, op_info(op), *stack).run();
+  HostCall(op, op_info(op), *stack).run(why);
 }
 
 // Device cuda is npu (cuda_redirect.cpp), but its sparse keys are none of the device's.

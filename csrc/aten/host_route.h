@@ -4,11 +4,14 @@
 
 #include <string>
 
+#include "aten/reasons.h"
+
 namespace mindspeed_ms {
 
 // Runs `op` with torch's own CPU kernel: npu arguments are lent as CPU tensors (no copy on host memory, a
-// copy on opaque memory), results are adopted. Counted under route "host".
-void host_route(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack);
+// copy on opaque memory), results are adopted. Counted under route "host", with the reason `why`.
+void host_route(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack,
+                Reason why);
 
 // What an operator without a kernel of its own for npu does: the host route, unless strict mode forbids it.
 void host_fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack);

@@ -4,29 +4,12 @@
 
 #include "aten/host_route.h"
 #include "aten/lowering_table.h"
+#include "aten/routes_bind.h"
 
 namespace py = pybind11;
 
 namespace mindspeed_ms {
 namespace {
-
-uint64_t dtype_mask(const std::vector<at::ScalarType>& dtypes) {
-  uint64_t mask = 0;
-  for (auto d : dtypes) mask |= uint64_t{1} << static_cast<int>(d);
-  return mask;
-}
-
-Route route_of(const std::string& name) {
-  for (int r = 0; r < kRoutes; ++r)
-    if (name == route_name(static_cast<Route>(r))) return static_cast<Route>(r);
-  throw py::value_error("unknown route '" + name + "': it is one of mindspore, csrc, host.");
-}
-
-std::vector<at::ScalarType> dtypes_of(const py::iterable& dtypes) {
-  std::vector<at::ScalarType> out;
-  for (auto d : dtypes) out.push_back(py::cast<at::ScalarType>(d));
-  return out;
-}
 
 const Lowering* immortal(const std::shared_ptr<Lowering>& lowering) {
   return (new std::shared_ptr<Lowering>(lowering))->get();
@@ -54,8 +37,9 @@ void bind_lowerings(py::module_& m) {
              self->name = std::move(name);
              self->mindspore = std::move(mindspore);
              self->csrc = std::move(csrc);
-             self->mindspore_dtypes = dtype_mask(dtypes_of(mindspore_dtypes));
-             self->csrc_dtypes = dtype_mask(dtypes_of(csrc_dtypes));
+             self->offer.mindspore_dtypes = dtype_mask(mindspore_dtypes);
+             self->offer.csrc_dtypes = dtype_mask(csrc_dtypes);
+             self->offer.calibrated = true;
              self->key_arg = key_arg;
              self->mixed = mixed;
              self->promotes = promotes;
@@ -68,24 +52,32 @@ void bind_lowerings(py::module_& m) {
            py::arg("csrc_dtypes"), py::arg("key_arg"), py::arg("mixed"), py::arg("promotes"),
            py::arg("strided"), py::arg("csrc_in_place"), py::arg("csrc_widens"))
       .def(
+          "fence",
+          [](Lowering& self, const std::string& route, const py::iterable& dtypes, const std::string& why) {
+            self.offer.fences.push_back({route_of(route), dtype_mask(dtypes), reason_of(why)});
+          },
+          py::arg("route"), py::arg("dtypes"), py::arg("why"),
+          "Says why `route` lacks these dtypes, for those who ask where a call went.")
+      .def(
           "set_auto",
           [](Lowering& self, at::ScalarType dtype, const std::string& below, const std::string& above,
-             int64_t numel) {
-            Lowering::Auto a{route_of(below), route_of(above), numel};
-            for (Route r : {a.below, a.above})
-              if (!self.has(r, dtype))
+             int64_t numel, const std::string& why_below, const std::string& why_above) {
+            const Offer::BySize fastest{route_of(below), route_of(above), reason_of(why_below),
+                                        reason_of(why_above), numel};
+            for (Route r : {fastest.below, fastest.above})
+              if (!self.offer.has(r, dtype))
                 throw py::value_error(self.name + " has no kernel on route " + route_name(r) +
                                       " for this dtype.");
-            self.automatic[static_cast<int>(dtype)] = a;
+            self.offer.by_size[static_cast<int>(dtype)] = fastest;
           },
-          py::arg("dtype"), py::arg("below"), py::arg("above"), py::arg("numel"),
+          py::arg("dtype"), py::arg("below"), py::arg("above"), py::arg("numel"), py::arg("why_below") = "",
+          py::arg("why_above") = "",
           "Route 'auto' for `dtype`: `below` for calls whose largest tensor has fewer than `numel` elements, "
-          "else "
-          "`above`.")
+          "else `above`; and the sentences that say so.")
       .def("auto_route",
            [](const Lowering& self, at::ScalarType dtype, int64_t numel) {
-             const auto& a = self.automatic[static_cast<int>(dtype)];
-             return route_name(numel < a.numel ? a.below : a.above);
+             const auto& fastest = self.offer.by_size[static_cast<int>(dtype)];
+             return route_name(numel < fastest.numel ? fastest.below : fastest.above);
            })
       .def_readonly("name", &Lowering::name);
   m.def(

@@ -10,6 +10,8 @@
 #include "aten/host_route.h"
 #include "aten/lowering_table.h"
 #include "aten/op_info.h"
+#include "runtime/device.h"
+#include "runtime/opaque.h"
 
 namespace py = pybind11;
 
@@ -35,13 +37,15 @@ class MindSporeLock {
   MindSporeLock(const MindSporeLock&) = delete;
 };
 
-// What the arguments of one call say about which kernels may take it.
-struct Inspection {
-  bool eligible = true;
-  bool empty = false;  // a tensor without elements: nothing to compute, the host only makes the result
-  at::ScalarType dtype = at::ScalarType::Undefined;
-  int64_t numel = 0;
+// What the arguments of one call say about which kernels may take it, and where its results belong.
+struct Inspection : Call {
   c10::DeviceIndex device = 0;
+
+  bool open() const { return barrier == kFirstChoice; }
+  void set_dtype(at::ScalarType key) {
+    dtype = key;
+    dtypes = dtype_bit(key);
+  }
 };
 
 class Kernel final : public c10::OperatorKernel {
@@ -49,22 +53,24 @@ class Kernel final : public c10::OperatorKernel {
   Kernel(const Lowering* lowering, Form form) : lowering_(lowering), form_(form) {}
 
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) const {
+    Reason why = kHostForced;
     if (route_mode() != RouteMode::Host) {
       ensure_initialized();
       const auto& info = op_info(op);
       const auto seen = inspect(info, *stack);
-      if (seen.eligible) {
-        const Route route = lowering_->choose(seen.dtype, seen.numel);
-        if (route != Route::Host && call(op, keys, info, *stack, route, seen)) return;
+      auto choice = choose(lowering_->offer, seen);
+      while (choice.route != Route::Host) {
+        if (call(op, keys, info, *stack, choice, seen)) return;
+        choice = choose_after(lowering_->offer, seen, {choice.route, kDeclined});
       }
-      if (route_mode() == RouteMode::Strict && !seen.empty) require_allowed_on_host(info.name);
+      why = choice.why;
+      // Without elements there is nothing to compute: the host only makes the result.
+      if (route_mode() == RouteMode::Strict && why != kEmpty) require_allowed_on_host(info.name, why);
     }
-    host_route(op, keys, stack);
+    host_route(op, keys, stack, why);
   }
 
  private:
-  static bool takes(const at::Tensor& t) { return t.layout() == at::kStrided && !t.is_conj() && !t.is_neg(); }
-
   bool takes_scalar(const c10::Scalar& s, at::ScalarType key) const {
     if (s.isComplex()) return false;
     return !(s.isFloatingPoint() && !at::isFloatingType(key));  // would promote the result
@@ -73,15 +79,16 @@ class Kernel final : public c10::OperatorKernel {
   void see(const at::Tensor& t, Inspection& seen) const {
     if (!t.defined()) return;
     if (t.device().type() == kNpu) {
-      if (t.numel() == 0) seen.empty = true;
-      if (!takes(t) || seen.empty)
-        seen.eligible = false;
+      if (t.numel() == 0)
+        seen.barrier = kEmpty;
+      else if (const Reason against = unreadable(t))
+        seen.barrier = against;
       else if (t.scalar_type() != seen.dtype && !lowering_->mixed && !lowering_->promotes)
-        seen.eligible = false;
+        seen.barrier = kMixedDtypes;
     } else if (t.dim() == 0 && t.device().is_cpu()) {
-      if (!takes_scalar(t.item(), seen.dtype)) seen.eligible = false;
+      if (!takes_scalar(t.item(), seen.dtype)) seen.barrier = kScalarPromotes;
     } else {
-      seen.eligible = false;
+      seen.barrier = kElsewhere;
     }
   }
 
@@ -89,26 +96,25 @@ class Kernel final : public c10::OperatorKernel {
     Inspection seen;
     const size_t begin = stack.size() - info.args.size();
     find_key(stack, begin, info, seen);
-    if (!seen.eligible) return seen;
-    for (size_t i = 0; i < info.args.size() && seen.eligible; ++i) {
+    for (size_t i = 0; i < info.args.size() && seen.open(); ++i) {
       const auto& arg = stack[begin + i];
       const bool out = form_ == Form::Out && info.args[i].written;
       if (arg.isTensor()) {
         // An `out` tensor is only written: its dtype and size do not matter, its place does.
-        if (out)
-          seen.eligible = arg.toTensor().device().type() == kNpu;
-        else
+        if (!out)
           see(arg.toTensor(), seen), seen.numel = std::max<int64_t>(seen.numel, arg.toTensor().numel());
+        else if (arg.toTensor().device().type() != kNpu)
+          seen.barrier = kElsewhere;
       } else if (arg.isTensorList()) {
         for (const auto& t : arg.toListRef()) {
-          see(t.toTensor(), seen);
+          if (seen.open()) see(t.toTensor(), seen);
           seen.numel += t.toTensor().numel();
         }
       } else if (arg.isOptionalTensorList()) {
         for (const std::optional<at::Tensor>& t : arg.toOptionalTensorList())
-          if (t) see(*t, seen);
-      } else if (arg.isScalar()) {
-        if (!takes_scalar(arg.toScalar(), seen.dtype) && arg.isComplexDouble()) seen.eligible = false;
+          if (t && seen.open()) see(*t, seen);
+      } else if (arg.isComplexDouble()) {
+        seen.barrier = kScalarPromotes;
       }
     }
     return seen;
@@ -117,18 +123,18 @@ class Kernel final : public c10::OperatorKernel {
   // The dtype that chooses the kernel, and the device of the results.
   void find_key(const torch::jit::Stack& stack, size_t begin, const OpInfo& info, Inspection& seen) const {
     auto consider = [&](const at::Tensor& t) {
-      if (!t.defined() || t.device().type() != kNpu) return false;
-      seen.dtype = t.scalar_type();
+      if (!t.defined() || t.device().type() != kNpu) return;
+      seen.set_dtype(t.scalar_type());
       seen.device = t.device().index();
-      return true;
+      seen.barrier = kFirstChoice;
     };
-    seen.eligible = false;
+    seen.barrier = kNoTensor;
     if (!lowering_->promotes) {
       const auto& value = stack[begin + lowering_->key_arg];
       if (value.isTensor())
-        seen.eligible = consider(value.toTensor());
+        consider(value.toTensor());
       else if (value.isTensorList() && !value.toListRef().empty())
-        seen.eligible = consider(value.toListRef()[0].toTensor());
+        consider(value.toListRef()[0].toTensor());
       return;
     }
     const at::Tensor* first = nullptr;
@@ -140,7 +146,7 @@ class Kernel final : public c10::OperatorKernel {
       if (value.isTensor()) {
         const auto& t = value.toTensor();
         if (!t.defined()) continue;
-        seen.eligible |= consider(t);
+        consider(t);
         if (!first)
           first = &t;
         else
@@ -149,7 +155,7 @@ class Kernel final : public c10::OperatorKernel {
         number = &value;  // self (op) number; numbers further on (alpha, value) do not promote
       }
     }
-    if (!seen.eligible || (same && !number)) return;
+    if (!seen.open() || (same && !number)) return;
     at::native::ResultTypeState state;
     for (size_t i = lowering_->key_arg; i < info.args.size(); ++i) {
       const auto& value = stack[begin + i];
@@ -158,19 +164,20 @@ class Kernel final : public c10::OperatorKernel {
         state = at::native::update_result_type_state(value.toTensor(), state);
     }
     if (number) state = at::native::update_result_type_state(number->toScalar(), state);
-    seen.dtype = at::native::result_type(state);
+    seen.set_dtype(at::native::result_type(state));
   }
 
   // Runs the kernel; false if it declined (returned NotImplemented), with the stack untouched.
   bool call(const c10::OperatorHandle& op, c10::DispatchKeySet keys, const OpInfo& info,
-            torch::jit::Stack& stack, Route route, const Inspection& seen) const {
+            torch::jit::Stack& stack, Choice choice, const Inspection& seen) const {
+    const Route route = choice.route;
     py::gil_scoped_acquire gil;
     const size_t begin = stack.size() - info.args.size();
     size_t count = info.args.size();
     if (form_ == Form::Out)
       while (count && info.args[count - 1].written) --count;
 
-    Timed timed(info.counters, route, seen.dtype);
+    Timed timed(info.counters, route, seen.dtype, choice.why);
     // Not through autograd: this is the kernel below it, and csrc kernels call torch themselves.
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     py::object result;
@@ -195,7 +202,7 @@ class Kernel final : public c10::OperatorKernel {
       // If the arguments are wrong, torch's own kernel says so in torch's words.
       {
         py::gil_scoped_release nogil;
-        host_route(op, keys, &stack);
+        host_route(op, keys, &stack, kFailed);
       }
       py::raise_from(
           cause, PyExc_RuntimeError,

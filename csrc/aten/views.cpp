@@ -146,7 +146,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_efficientzerotensor", TORCH_FN(efficient_zero_tensor));
   m.impl("record_stream", TORCH_FN(record_stream));
   // torch's composite copy_ knows its own devices only.
-  m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&host_route>());
+  m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&host_fallback>());
 }
 
 TORCH_LIBRARY_IMPL(aten, CPU, m) {

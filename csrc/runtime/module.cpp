@@ -2,10 +2,9 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "aten/borrow.h"
-#include "aten/coverage.h"
 #include "aten/host_route.h"
 #include "aten/lowering.h"
-#include "aten/routes.h"
+#include "aten/routes_bind.h"
 #include "runtime/block_cache.h"
 #include "runtime/device.h"
 #include "runtime/generator.h"
@@ -80,18 +79,6 @@ void bind_opaque(py::module_& m) {
   });
 }
 
-void bind_routes(py::module_& m) {
-  py::enum_<RouteMode>(m, "RouteMode")
-      .value("auto", RouteMode::Auto)
-      .value("strict", RouteMode::Strict)
-      .value("host", RouteMode::Host);
-  m.def("route_mode", &route_mode);
-  m.def("set_default_route_mode", &set_default_route_mode);
-  m.def("exchange_route_override", &exchange_route_override);
-  m.def("allow_on_host", &allow_on_host,
-        "Lets `op` run on the host in strict mode (it moves data, computes nothing).");
-}
-
 void bind_borrow(py::module_& m) {
   m.def("set_mindspore", &set_mindspore);
   m.def("set_mindspore_starter", &set_mindspore_starter);
@@ -107,31 +94,6 @@ void bind_borrow(py::module_& m) {
       "npu tensor over the memory of a CPU tensor, no copy.");
 }
 
-void bind_coverage(py::module_& m) {
-  m.def(
-      "coverage_rows",
-      [] {
-        py::list rows;
-        for (auto& r : coverage_rows())
-          rows.append(py::make_tuple(r.op, r.dtype, r.route, r.calls, r.seconds));
-        return rows;
-      },
-      "(op, dtype, route, calls, exclusive seconds) of everything counted so far.");
-  m.def("reset_coverage", &reset_coverage);
-  // Counts a fused kernel of mindspeed_ms.kernels: timed_begin(name, dtype) ... timed_end(token).
-  struct Token {
-    std::unique_ptr<Timed> timed;
-  };
-  py::class_<Token>(m, "Timed", "Context manager that counts its body as one call of a kernel of ours.")
-      .def(py::init([](const std::string& name, at::ScalarType dtype, bool on_mindspore) {
-             const Route route = on_mindspore ? Route::MindSpore : Route::Csrc;
-             return Token{std::make_unique<Timed>(counters_of(name), route, dtype)};
-           }),
-           py::arg("name"), py::arg("dtype"), py::arg("on_mindspore") = false)
-      .def("__enter__", [](py::object self) { return self; })
-      .def("__exit__", [](Token& t, const py::args&) { t.timed.reset(); });
-}
-
 }  // namespace
 }  // namespace mindspeed_ms
 
@@ -142,6 +104,5 @@ PYBIND11_MODULE(_runtime, m) {
   bind_opaque(m);
   bind_routes(m);
   bind_borrow(m);
-  bind_coverage(m);
   bind_lowerings(m);
 }

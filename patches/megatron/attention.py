@@ -28,14 +28,13 @@ def forward(
     "unfused", and on the host route, whose numbers (dropout included) are plain torch's.
     """
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
-    from mindspeed_ms.kernels import attention, implementation
+    from mindspeed_ms.kernels import attention
     from mindspeed_ms.kernels.attention import mask_is_causal
-    from mindspeed_ms.ops import routes
+    from mindspeed_ms.routes import implementation
 
     refused = attention_bias is not None or packed_seq_params is not None
     backend = getattr(getattr(self.config, "attention_backend", None), "name", "auto")
-    refused |= backend == "unfused" or implementation(query, key, value) == "composite"
-    if refused or routes.current_route() == "host":
+    if refused or backend == "unfused" or implementation(query, key, value) == "composite":
         return original(
             self, query, key, value, attention_mask, attn_mask_type, attention_bias, packed_seq_params
         )

@@ -11,8 +11,8 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from mindspeed_ms.patches.megatron.routing import takes
 from mindspeed_ms.patches.registry import around
+from mindspeed_ms.routes import takes
 
 PASSES = (
     "torch runs it as one pass over memory for each operator; the kernel is one pass forward, one backward"

@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from mindspeed_ms.patches.megatron.routing import takes
 from mindspeed_ms.patches.registry import around, replace
+from mindspeed_ms.routes import takes
 
 ROUTER_GATING = "megatron.core.transformer.moe.moe_utils:router_gating_linear"
 REASON = "without Transformer Engine it reads the undefined name te_general_gemm"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from mindspeed_ms.patches.megatron.routing import takes
+from mindspeed_ms.routes import takes
 
 
 class LayerNorm(torch.nn.LayerNorm):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mindspeed_ms.patches.megatron.routing import takes
 from mindspeed_ms.patches.registry import around
+from mindspeed_ms.routes import takes
 
 
 @around(

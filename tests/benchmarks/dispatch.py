@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import mindspeed_ms.patch  # noqa: F401 - switches the device on
 from mindspeed_ms import kernels
 from mindspeed_ms.device import to_mindspore
-from mindspeed_ms.ops.routes import route
+from mindspeed_ms.routes import route
 
 from tests.benchmarks.report import Report, arguments, paired
 

@@ -44,7 +44,7 @@ RUNS: dict[str, dict[str, str] | None] = {
     PLAIN: None,
     "host": {"MINDSPEED_MS_ROUTE": "host"},
     AUTO: {"MINDSPEED_MS_ROUTE": "auto"},
-    COMPOSITE: {"MINDSPEED_MS_ROUTE": "auto", "MINDSPEED_MS_KERNELS": "composite"},
+    COMPOSITE: {"MINDSPEED_MS_ROUTE": "composite"},
 }
 #: Largest relative difference of two float32 runs: with the same kernels, with and without the fused ones;
 #: and where products are summed in another order.

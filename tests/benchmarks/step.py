@@ -35,7 +35,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mindspeed_ms.coverage_report import share  # noqa: E402
+from mindspeed_ms.commands.coverage_report import share  # noqa: E402
 
 from tests.benchmarks.report import KEEP_MEMORY, Report, arguments, table  # noqa: E402
 

@@ -53,7 +53,7 @@ def coverage_rows() -> list[dict[str, Any]]:
     """Operators by time since the last call; none where the device is not on."""
     if "mindspeed_ms.device" not in sys.modules:
         return []
-    from mindspeed_ms.ops import coverage
+    from mindspeed_ms.routes import coverage
 
     rows = coverage.snapshot()
     coverage.reset()

@@ -23,7 +23,8 @@ from .placement import Arguments, Placement, sharing, tensors_of
 
 # The database looks for CUDA when it is imported, and the bridge makes it available: the bridge comes second.
 import mindspeed_ms.patch  # noqa: F401 isort: skip
-from mindspeed_ms.ops import coverage, routes
+from mindspeed_ms import routes
+from mindspeed_ms.routes import coverage
 
 
 @dataclass

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 
 import torch
 from mindspeed_ms import kernels
+from mindspeed_ms.routes import route
 
 from tests.benchmarks.report import table
 from tests.conformance.kernel_fuzz_cases import CASES, Case, Draw, Tensor
@@ -101,11 +102,8 @@ def check(name: str, seed: int, errors: dict[tuple[str, torch.dtype], Errors]) -
             inputs[index] = draw.spoil(inputs[index])
     found = run(case, inputs, draw.dtype)
     exact = run(case, [x.double() for x in inputs], draw.dtype)
-    kernels.force_implementation("composite")
-    try:
+    with route("composite"):
         theirs = run(case, inputs, draw.dtype)
-    finally:
-        kernels.force_implementation(None)
     sound = torch.ones(found[0].shape[:-1], dtype=torch.bool, device=found[0].device)
     for index in case.rows:
         sound = sound & (inputs[index].abs() < 1e4).all(-1)

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.recipe_runs import PRETRAIN, environment, without_data
-
 ROOT = Path(__file__).resolve().parents[2]
 CORE = (
     "tests/conformance/test_aliasing.py",
@@ -60,37 +58,3 @@ def test_gpt_training_step_is_that_of_plain_torch(tmp_path: Path) -> None:
     for (loss, norm), (expected_loss, expected_norm) in zip(curve, expected, strict=True):
         assert loss == pytest.approx(expected_loss, rel=5e-6)  # 4.6e-7 is measured, of the norm 3.4e-7
         assert norm == pytest.approx(expected_norm, rel=5e-6)
-
-
-DRY_RUN = """--swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear --bf16
---group-query-attention --num-query-groups 2 --untie-embeddings-and-output-weights --train-iters 2"""
-
-
-FORMS = {
-    "rms_norm", "rope", "attention", "bias_glu", "bias_dropout_add", "vocab_parallel_cross_entropy",
-    "accumulate_weight_gradient", "adam_step", "l2_norm",
-}  # fmt: skip
-EXPERTS = "--num-experts 4 --moe-router-topk 2 --moe-permute-fusion --moe-grouped-gemm"
-
-
-@pytest.mark.parametrize(
-    ("flags", "forms"),
-    [("", FORMS), (EXPERTS, FORMS - {"bias_glu"} | {"permute", "unpermute", "grouped_matmul"})],
-    ids=["dense", "experts"],
-)
-def test_a_training_step_calls_the_ascend_forms(flags: str, forms: set[str], tmp_path: Path) -> None:
-    """As on Ascend, but for the values: those of a dry run are zeros."""
-    coverage = tmp_path / "coverage.json"
-    env = environment() | {
-        "MINDSPEED_MS_KERNELS": "ascend",
-        "MINDSPEED_MS_MEMORY": "opaque",
-        "MINDSPEED_MS_COVERAGE": str(coverage),
-    }
-    command = [sys.executable, str(PRETRAIN), *without_data(), *DRY_RUN.split(), *flags.split()]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "runs as its composite" not in done.stderr
-    routes = {row["op"]: row["route"] for row in json.loads(coverage.read_text())["rows"]}
-    ours = {op.removeprefix("mindspeed_ms::"): r for op, r in routes.items() if op.startswith("mindspeed_ms")}
-    assert set(ours.values()) == {"mindspore"}
-    assert set(ours) >= forms

@@ -32,7 +32,8 @@ from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.utils import attention_mask_func
-from mindspeed_ms.ops import coverage, routes
+from mindspeed_ms import routes
+from mindspeed_ms.routes import coverage
 
 ERROR = {torch.float32: 3e-6, torch.bfloat16: 2e-2}
 DTYPES = (torch.float32, torch.bfloat16)
@@ -306,7 +307,9 @@ def experts() -> None:
                     named = [x, *layer.parameters()]
                     grads = torch.autograd.grad(out.square().sum(), named)
                     used = kernels_used()
-                assert ("combine_rows" in used and "grouped_matmul_backward" in used) == (route == "auto"), used
+                assert ("combine_rows" in used and "grouped_matmul_backward" in used) == (route == "auto"), (
+                    used
+                )
                 results.append([out, *grads])
             for a, b in zip(*results, strict=True):
                 assert a.dtype == b.dtype

@@ -26,9 +26,16 @@ def test_the_command_starts_without_torch():
 
 REPORT = {
     "rows": [
-        {"op": "aten::mm", "dtype": "Float", "route": "mindspore", "calls": 10, "seconds": 6.0},
-        {"op": "kernel::norm", "dtype": "Float", "route": "csrc", "calls": 4, "seconds": 2.5},
-        {"op": "aten::sort", "dtype": "Long", "route": "host", "calls": 3, "seconds": 1.5},
+        {"op": "aten::mm", "dtype": "Float", "route": "mindspore", "why": "", "calls": 10, "seconds": 6.0},
+        {"op": "kernel::norm", "dtype": "Float", "route": "csrc", "why": "", "calls": 4, "seconds": 2.5},
+        {
+            "op": "aten::sort",
+            "dtype": "Long",
+            "route": "host",
+            "why": "dtype int64 has no mindspore kernel on CPU",
+            "calls": 3,
+            "seconds": 1.5,
+        },
     ],
     "wall_seconds": 20.0,
     "versions": {"torch": "2.13.0"},
@@ -40,9 +47,20 @@ def test_coverage_of_a_known_report(tmp_path):
     path.write_text(json.dumps(REPORT))
     for done in (cli("coverage", str(path)), cli("coverage", MINDSPEED_MS_COVERAGE=str(path))):
         assert done.returncode == 0, done.stderr
-        assert "operator time on MindSpore + csrc: 85.0%" in done.stdout
+        assert "operator time on MindSpore + csrc: 85.0% (mindspore 60.0%, csrc 25.0%, " in done.stdout
+        assert "composite 0.0%, host 15.0%)" in done.stdout
+        assert "no mindspore kernel" not in done.stdout
         assert "left on other routes: aten::sort (Long) 15.0%" in done.stdout
         assert "in operators 50.0%" in done.stdout
+
+
+def test_coverage_says_why(tmp_path):
+    path = tmp_path / "coverage.json"
+    path.write_text(json.dumps(REPORT))
+    done = cli("coverage", "--why", str(path))
+    row = next(line for line in done.stdout.splitlines() if line.startswith("aten::sort"))
+    assert row.endswith("dtype int64 has no mindspore kernel on CPU")
+    assert "first choice" in next(line for line in done.stdout.splitlines() if line.startswith("aten::mm"))
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from kernel_checks import DTYPES, ISAS, assert_as_good_as_torch, check_against_float64, isa
 from mindspeed_ms import kernels
-from mindspeed_ms.kernels import backend
 from mindspeed_ms.kernels.attention import (
     LAYOUTS,
     Segment,
@@ -15,6 +14,7 @@ from mindspeed_ms.kernels.attention import (
     mask_is_causal,
     packed_segments,
 )
+from mindspeed_ms.routes import route
 
 # (s, sk, b, heads, kv_heads, dim, value_dim), flags
 CASES = {
@@ -52,8 +52,7 @@ def make(case, dtype):
 def run(implementation, inputs, dtype, flags):
     """Output, finite log-sum-exp, and gradients; gradients flow in through both outputs."""
     leaves = [x.detach().to(dtype).clone().requires_grad_() for x in inputs]
-    backend.force_implementation(implementation)
-    try:
+    with route(implementation or "auto"):
         torch.manual_seed(5)
         out, lse = kernels.attention(*leaves, return_lse=True, **flags)
         torch.manual_seed(6)
@@ -61,8 +60,6 @@ def run(implementation, inputs, dtype, flags):
         finite = torch.isfinite(lse)
         loss = (out * dout.to(out.dtype)).sum(dtype=torch.float64) + (lse[finite] * dlse[finite]).sum()
         grads = torch.autograd.grad(loss, leaves)
-    finally:
-        backend.force_implementation(None)
     return [out.detach(), lse.detach()[finite], *grads]
 
 

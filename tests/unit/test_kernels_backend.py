@@ -10,6 +10,7 @@ import pytest
 import torch
 from mindspeed_ms import kernels
 from mindspeed_ms.kernels import backend
+from mindspeed_ms.routes import implementation, route
 
 
 def norm(x: torch.Tensor) -> torch.Tensor:
@@ -106,18 +107,14 @@ def test_forked_child_can_compute():
 
 def test_unsupported_dtype_goes_to_the_composite():
     x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
-    assert backend.implementation(x) == "composite"
+    assert implementation(x) == "composite"
     assert torch.autograd.gradcheck(lambda t: kernels.rms_norm(t, torch.ones(8, dtype=torch.float64)), x)
 
 
-def test_forced_implementation():
-    backend.force_implementation("composite")
-    try:
-        assert backend.implementation(torch.ones(1)) == "composite"
-    finally:
-        backend.force_implementation(None)
-    with pytest.raises(ValueError, match="unknown kernel implementation"):
-        backend.force_implementation("cuda")
+def test_the_composite_is_preferred_where_the_route_says_so():
+    with route("composite"):
+        assert implementation(torch.ones(1)) == "composite"
+    assert implementation(torch.ones(1)) == "csrc"
 
 
 @pytest.mark.parametrize("device", ["cpu", "npu"])

@@ -6,7 +6,7 @@ import torch
 from mindspeed_ms.kernels import matmul
 from mindspeed_ms.kernels.backend import native
 from mindspeed_ms.kernels.weight_gradient import accumulate_weight_gradient
-from mindspeed_ms.ops import coverage
+from mindspeed_ms.routes import coverage
 
 pytestmark = pytest.mark.skipif(not matmul.available(), reason="this MindSpore ships no libdnnl.so.3")
 

@@ -5,6 +5,7 @@ import torch
 from kernel_checks import DTYPES, ISAS, check_against_float64, isa
 from mindspeed_ms import kernels
 from mindspeed_ms.kernels import backend
+from mindspeed_ms.routes import route
 
 ROUTERS = [
     {"topk": 2},
@@ -20,11 +21,8 @@ def composite(function):
     """`function` on the reference in torch operators."""
 
     def call(*inputs):
-        kernels.force_implementation("composite")
-        try:
+        with route("composite"):
             return function(*inputs)
-        finally:
-            kernels.force_implementation(None)
 
     return call
 

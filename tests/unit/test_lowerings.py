@@ -10,8 +10,8 @@ import mindspeed_ms.patch  # noqa: F401 - switches the device on
 import pytest
 import torch
 import torch.nn.functional as F
-from mindspeed_ms.ops import coverage, registry
-from mindspeed_ms.ops.routes import route
+from mindspeed_ms.ops import registry
+from mindspeed_ms.routes import coverage, route
 
 aten = torch.ops.aten
 

@@ -9,8 +9,8 @@ import mindspeed_ms.patch  # noqa: F401 - switches the device on
 import pytest
 import torch
 from mindspeed_ms import _runtime
-from mindspeed_ms.ops import auto, coverage, registry
-from mindspeed_ms.ops.routes import route
+from mindspeed_ms.ops import auto, registry
+from mindspeed_ms.routes import coverage, route
 
 from tests.unit.test_lowerings import CASES, Case, check, make, transposed
 

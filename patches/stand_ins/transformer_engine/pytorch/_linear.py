@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from mindspeed_ms.kernels import grouped_matmul
-from mindspeed_ms.patches.megatron.routing import takes
 from mindspeed_ms.patches.megatron.tensor_parallel import row_parallel_product
+from mindspeed_ms.routes import takes
 
 from ._extra_state import WithoutFp8
 from ._norm import norm_parameters, normalise, reset_norm_parameters

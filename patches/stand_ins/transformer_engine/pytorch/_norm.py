@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 from mindspeed_ms.kernels.norm import layer_norm, norm_composite, rms_norm
-from mindspeed_ms.patches.megatron.routing import takes
+from mindspeed_ms.routes import takes
 
 from ._extra_state import WithoutFp8
 
