@@ -1,4 +1,4 @@
-"""HCCL from Python, and one rank of a test: ``hccl_ranks.py CASE RANK WORLD FOLDER`` prints what it got as JSON.
+"""HCCL from Python, and one rank of a test: ``hccl_ranks.py CASE RANK WORLD FOLDER`` prints JSON.
 
 The cases call ``libhccl.so`` directly, with device memory of ``libascendcl.so``: no MindSpore is needed.
 """
@@ -167,7 +167,9 @@ def both_send_first(r: Rank) -> dict[str, str]:
     mine, room = r.device.put(r.numbers(2)), r.device.put([0.0, 0.0])
     r.call("HcclSend", mine, c_uint64(2), FLOAT32, following)
     r.call("HcclRecv", room, c_uint64(2), FLOAT32, before)
-    return {"error": r.device.wait()}
+    error = r.device.wait()
+    time.sleep(3)  # the other rank must see a deadlock, not a peer that is gone
+    return {"error": error}
 
 
 def in_order(r: Rank) -> dict[str, list[float]]:

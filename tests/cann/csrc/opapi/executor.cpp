@@ -22,7 +22,6 @@ std::map<std::string, std::string>& signatures() {
 }  // namespace
 
 void when_unused(std::function<void()> end) {
-  if (!sim::settings().async) return end();
   std::lock_guard<std::mutex> lock(ends_mutex);
   ends.push_back(std::move(end));
   if (in_flight) return;

@@ -128,12 +128,12 @@ API int aclopCompileAndExecuteV2(const char* type, int ins, Desc** in, Buffer** 
   SIM_TRACE("aclop %s, %d inputs", type, ins);
   count(Count::kKernels);
   count(Count::kAclopKernels);
-  static std::set<std::string> names;  // count_launch keeps the pointer
+  static auto* names = new std::set<std::string>;  // never destroyed: count_launch keeps the pointers
   static std::mutex names_mutex;
   const char* name;
   {
     std::lock_guard<std::mutex> lock(names_mutex);
-    name = names.insert("aclop " + call.type).first->c_str();
+    name = names->insert("aclop " + call.type).first->c_str();
   }
   count_launch(name);
   if (settings().null) return kOk;

@@ -42,9 +42,13 @@ constexpr std::array<const char*, static_cast<size_t>(Count::kEnd)> kNames = {
 
 std::array<std::atomic<int64_t>, static_cast<size_t>(Count::kEnd)> totals{};
 std::mutex launches_mutex;
-std::unordered_map<const char*, int64_t>& launches() {
+struct Launches {
+  std::string name;  // a copy: the library that holds the text may be unloaded before the report at exit
+  int64_t number = 0;
+};
+std::unordered_map<const char*, Launches>& launches() {
   static auto* m =
-      new std::unordered_map<const char*, int64_t>;  // never destroyed: streams may outlive static objects
+      new std::unordered_map<const char*, Launches>;  // never destroyed: streams may outlive static objects
   return *m;
 }
 std::atomic<int64_t>& total(Count what) { return totals[static_cast<size_t>(what)]; }
@@ -57,7 +61,7 @@ std::string report() {
   std::lock_guard<std::mutex> lock(launches_mutex);
   const char* separator = "";
   std::map<std::string, int64_t> by_name;
-  for (auto& [function, n] : launches()) by_name[std::string(kernel_name(function))] += n;
+  for (auto& [function, launched] : launches()) by_name[launched.name] += launched.number;
   for (auto& [name, n] : by_name) {
     text += separator + ("\"" + name + "\": ") + std::to_string(n);
     separator = ", ";
@@ -103,7 +107,8 @@ std::string_view kernel_name(const char* function) {
 
 void count_launch(const char* kernel) {
   std::lock_guard<std::mutex> lock(launches_mutex);
-  ++launches()[kernel];
+  auto& launched = launches()[kernel];
+  if (!launched.number++) launched.name = kernel_name(kernel);
 }
 
 }  // namespace sim
