@@ -18,12 +18,17 @@ from typing import Any
 
 import torch
 from mindspeed_ms import _native
-from mindspeed_ms.comm.engine import Call, Handle
+from mindspeed_ms.comm.engine import REDUCTIONS, Call, Handle
 
-REDUCTIONS = {0: "sum", 2: "prod", 3: "min", 4: "max"}
+HCCL_REDUCTIONS = {
+    REDUCTIONS["SUM"]: "sum",
+    REDUCTIONS["PRODUCT"]: "prod",
+    REDUCTIONS["MIN"]: "min",
+    REDUCTIONS["MAX"]: "max",
+}
 """RedOpType number -> MindSpore's name. AVG and PREMUL_SUM are scaled sums; HCCL has nothing bitwise."""
 
-_AVG, _PREMUL_SUM = 1, 8
+_AVG, _PREMUL_SUM = REDUCTIONS["AVG"], REDUCTIONS["PREMUL_SUM"]
 HISTORY = 256
 
 
@@ -80,7 +85,7 @@ def issue(call: Call, group: str, ranks: Sequence[int], lend: Callable[[torch.Te
     Raises TypeError for a reduction that HCCL has not, ValueError for a receive from any source.
     """
     common = {"group": group, "async_op": True}
-    op = REDUCTIONS.get(0 if call.op in (_AVG, _PREMUL_SUM) else call.op)
+    op = HCCL_REDUCTIONS.get(REDUCTIONS["SUM"] if call.op in (_AVG, _PREMUL_SUM) else call.op)
     peer = ranks[call.root] if call.root >= 0 else None
     if call.kind in ("all_reduce", "reduce", "reduce_scatter") and op is None:
         raise TypeError(

@@ -22,7 +22,9 @@ from mindspeed_ms.config import settings
 
 KINDS: dict[str, int] = dict(_native.comm.KINDS)
 DTYPES: dict[torch.dtype, int] = {getattr(torch, name): code for name, code in _native.comm.DTYPES.items()}
-NO_OP = 9
+REDUCTIONS: dict[str, int] = dict(_native.comm.REDUCTIONS)
+"""Names and numbers of ``c10d::ReduceOp::RedOpType``."""
+NO_OP = REDUCTIONS["none"]
 """Code of "no reduction" (``c10d::ReduceOp::UNUSED``)."""
 
 RING_SLOTS = 4
@@ -99,16 +101,16 @@ class SharedMemoryEngine:
     def start(self, call: Call) -> Handle:
         first = call.sends[0] if call.sends else call.recvs[0] if call.recvs else None
         handle = self.native.submit(
-            KINDS[call.kind],
-            0 if first is None else DTYPES[first.dtype],
-            call.op,
-            call.factor,
-            call.root,
-            call.tag,
-            pieces(call.sends),
-            pieces(call.recvs),
-            call.timeout,
-            call.foreground,
+            kind=KINDS[call.kind],
+            dtype=0 if first is None else DTYPES[first.dtype],
+            op=call.op,
+            factor=call.factor,
+            root=call.root,
+            tag=call.tag,
+            sends=pieces(call.sends),
+            recvs=pieces(call.recvs),
+            timeout_s=call.timeout,
+            foreground=call.foreground,
         )
         if not call.foreground:
             # The progress thread reads and writes this memory even if the caller drops its Work object.

@@ -36,4 +36,4 @@ BY_NAME: dict[str, type[CollectiveError]] = {
     "closed": GroupClosedError,
     "internal": CollectiveError,
 }
-"""Name of a failure in ``mindspeed_ms._native.comm.FAILURES`` -> exception type."""
+"""Name of a failure in ``mindspeed_ms._native.comm.FAILURES`` -> exception type; "none" has none."""

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mindspeed_ms import _native
-from mindspeed_ms.comm.engine import DTYPES, Call, Handle, SharedMemoryEngine, connect, pieces
+from mindspeed_ms.comm.engine import DTYPES, REDUCTIONS, Call, Handle, SharedMemoryEngine, connect, pieces
 from mindspeed_ms.comm.roster import Member
 
-_SUM, _AVG, _PREMUL_SUM = 0, 1, 8
+_SUM, _AVG, _PREMUL_SUM = (REDUCTIONS[name] for name in ("SUM", "AVG", "PREMUL_SUM"))
 _INTERNAL_TAG = -7
 """Tag of this engine's own messages in the point-to-point channels of the hosts' engines."""
 _CODES = dict(_native.comm.FAILURES)

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mindspeed_ms.comm import flight, roster
-from mindspeed_ms.comm.engine import NO_OP, Call, Engine, Handle
+from mindspeed_ms.comm.engine import NO_OP, REDUCTIONS, Call, Engine, Handle
 from mindspeed_ms.comm.staging import Staging
 from mindspeed_ms.comm.topology import make_device_engine, make_engine, through_mindspore
 from mindspeed_ms.comm.work import CollectiveWork
 
 Tensors = Sequence[torch.Tensor]
-_PREMUL_SUM = int(dist.ReduceOp.RedOpType.PREMUL_SUM)
 _generations: Counter[str] = Counter()
 
 
@@ -30,9 +29,9 @@ def _reduction(opts: Any) -> tuple[int, float]:
     SUM."""
     op = getattr(opts, "reduceOp", opts)
     if op is None:
-        return 0, 1.0
+        return REDUCTIONS["SUM"], 1.0
     code = int(getattr(op, "op", op))
-    return code, float(op.__getstate__()[1]) if code == _PREMUL_SUM else 1.0
+    return code, float(op.__getstate__()[1]) if code == REDUCTIONS["PREMUL_SUM"] else 1.0
 
 
 class ProcessGroupMindSpore(dist.ProcessGroup):

@@ -14,7 +14,7 @@ from mindspeed_ms import _native
 from mindspeed_ms.comm import errors
 from mindspeed_ms.comm.engine import Handle
 
-_FAILURE_TYPES = {code: errors.BY_NAME[name] for name, code in _native.comm.FAILURES.items()}
+_FAILURE_TYPES = {code: errors.BY_NAME[name] for name, code in _native.comm.FAILURES.items() if code}
 
 
 class CollectiveWork(dist.Work):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mindspeed_ms.commands import coverage_report as report
 from mindspeed_ms.commands.errors import CommandError
 from mindspeed_ms.config import settings
-from mindspeed_ms.commands import coverage_report as report
 
 HELP = "report of a run: calls and time per operator and route"
 

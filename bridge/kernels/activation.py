@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from mindspeed_ms._native.kernels import ACTIVATIONS as CODES
 from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
 from mindspeed_ms.kernels.operator import (
     Operator,
@@ -34,14 +35,15 @@ def _squared_relu(x: torch.Tensor) -> torch.Tensor:
     return torch.relu(x).square()
 
 
-#: Name -> (code of csrc/kernels/activation.inl, reference in torch).
-ACTIVATIONS: dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]] = {
-    "gelu_tanh": (0, _gelu_tanh),
-    "gelu": (1, torch.nn.functional.gelu),
-    "quick_gelu": (2, _quick_gelu),
-    "silu": (3, torch.nn.functional.silu),
-    "squared_relu": (4, _squared_relu),
+_REFERENCES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu_tanh": _gelu_tanh,
+    "gelu": torch.nn.functional.gelu,
+    "quick_gelu": _quick_gelu,
+    "silu": torch.nn.functional.silu,
+    "squared_relu": _squared_relu,
 }
+#: Name -> (code of the native kernels, reference in torch).
+ACTIVATIONS = {name: (CODES[name], reference) for name, reference in _REFERENCES.items()}
 
 
 def bias_activation(x: Tensor, bias: Tensor | None = None, activation: str = "gelu_tanh") -> Tensor:

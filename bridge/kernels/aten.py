@@ -11,18 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from mindspeed_ms._native.kernels import BINARY, BROADCASTS, UNARY
 from mindspeed_ms.kernels.backend import DTYPE_CODES, dtype_code, native, pointer
 
 Tensor = torch.Tensor
 Tensors = Sequence[torch.Tensor]
-
-#: Codes of csrc/kernels/elementwise.inl.
-UNARY = {
-    "sqrt": 1, "rsqrt": 2, "exp": 3, "tanh": 4, "sigmoid": 5, "neg": 6, "abs": 7, "reciprocal": 8,
-    "square": 9,
-    "relu": 10, "erf": 11,
-}  # fmt: skip
-BINARY = {"add": 0, "sub": 1, "mul": 2, "div": 3, "maximum": 4, "minimum": 5}
+_ONE_ROW, _ONE_PER_ROW = BROADCASTS["one_row"], BROADCASTS["one_per_row"]
 
 
 # ---- elementwise
@@ -97,31 +91,31 @@ def _combine(op: int, x: Tensor, other: Tensor | float, alpha: float, y: Tensor)
         return _binary(op, [x], [], [y], alpha * other)[0]
     if other.shape == x.shape:
         return _binary(op, [x], [other], [y], alpha)[0]
-    along = broadcast_kind(x, other)
-    if along is None:
+    kind = broadcast_kind(x, other)
+    if kind is None:
         raise ValueError(
             f"other {tuple(other.shape)} repeats neither along rows nor columns of {tuple(x.shape)}"
         )
-    rows = x.numel() // max(other.numel(), 1) if along == 0 else other.numel()
-    cols = other.numel() if along == 0 else x.numel() // max(other.numel(), 1)
+    many, few = x.numel() // max(other.numel(), 1), other.numel()
+    rows, cols = (many, few) if kind == _ONE_ROW else (few, many)
     native().binary_broadcast(
-        op, pointer(x), pointer(other), pointer(y), rows, cols, along, alpha, dtype_code(x), dtype_code(other)
+        op, pointer(x), pointer(other), pointer(y), rows, cols, kind, alpha, dtype_code(x), dtype_code(other)
     )
     return y
 
 
 def broadcast_kind(x: Tensor, other: Tensor) -> int | None:
-    """0 when `other` is one block that repeats over x, 1 when it holds one value per run of x, else None."""
+    """How `other` repeats over x, a code of BROADCASTS: as one block, or one value per run of x; or None."""
     shape = (1,) * (x.dim() - other.dim()) + tuple(other.shape)
     if len(shape) != x.dim():
         return None
     same = [a == b for a, b in zip(shape, x.shape, strict=True)]
     first = next((d for d, s in enumerate(shape) if s != 1), len(shape))
     if all(same[first:]):
-        return 0
+        return _ONE_ROW
     last = next((d for d in reversed(range(len(shape))) if shape[d] != 1), -1)
     if all(same[: last + 1]) and all(s == 1 for s in shape[last + 1 :]):
-        return 1
+        return _ONE_PER_ROW
     return None
 
 
@@ -146,13 +140,13 @@ minimum, _ = _make_binary(BINARY["minimum"])
 
 def to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x converted between fp32, bf16 and fp16 (aten::_to_copy), round to nearest even."""
-    return _unary(0, [x], [torch.empty(x.shape, dtype=dtype, device=x.device)])[0]
+    return _unary(UNARY["copy"], [x], [torch.empty(x.shape, dtype=dtype, device=x.device)])[0]
 
 
 def copy_(x: Tensor, source: Tensor) -> Tensor:
     """source copied into contiguous x of the same shape; `source` may be strided when the dtypes agree."""
     if source.dtype != x.dtype:
-        return _unary(0, [source.contiguous()], [x])[0]
+        return _unary(UNARY["copy"], [source.contiguous()], [x])[0]
     if source.shape != x.shape:
         raise ValueError(f"copy_: {tuple(source.shape)} into {tuple(x.shape)}")
     native().copy_to_contiguous(

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 
 import torch
+from mindspeed_ms._native.kernels import ACTIVATIONS
 from mindspeed_ms.kernels.backend import dtype_code, native, pointer
 from mindspeed_ms.kernels.embedding import embedding_grad
 
 Tensor = torch.Tensor
 
-#: Codes of csrc/kernels/activation.inl.
-_GELU = {"none": 1, "tanh": 0}
-_SILU = 3
+_GELU = {"none": ACTIVATIONS["gelu"], "tanh": ACTIVATIONS["gelu_tanh"]}
+_SILU = ACTIVATIONS["silu"]
 
 
 def _activate(code: int, x: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from mindspeed_ms import _runtime
 from mindspeed_ms._native import kernels as _native
 from mindspeed_ms.routes import counted
 
-#: Storage types of the native kernels, by the codes of csrc/kernels/prelude.h.
-DTYPE_CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+#: Storage types of the native kernels and their codes.
+DTYPE_CODES: dict[torch.dtype, int] = {getattr(torch, name): code for name, code in _native.DTYPES.items()}
 
 _threads = 0
 

@@ -7,14 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from mindspeed_ms._native.kernels import ROPE_LAYOUTS as LAYOUTS
 from mindspeed_ms.kernels.backend import dtype_code, launch, pointer, version
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like, gradients
 from torch.utils.weak import WeakIdKeyDictionary
 
 Tensor = torch.Tensor
-
-#: Layout -> code of csrc/kernels/rope.inl.
-LAYOUTS = {"half": 0, "interleaved": 1, "to_half": 2}
 
 #: What was made of a tensor, kept while it lives and is not written to: (version and arguments, result).
 _tables: WeakIdKeyDictionary = WeakIdKeyDictionary()

@@ -6,13 +6,22 @@ from functools import partial
 from typing import Any
 
 import torch
+from mindspeed_ms._native.kernels import ROUTER_SCORES
 from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like, gradients, mindspore_gradients
 
 Tensor = torch.Tensor
 
-#: (score function, softmax before the choice) -> code of csrc/kernels/moe.inl.
-SCORES = {("softmax", False): 0, ("softmax", True): 1, ("sigmoid", False): 2, ("sigmoid", True): 2}
+_OF_CHOSEN, _OF_ALL, _SIGMOID = (
+    ROUTER_SCORES[name] for name in ("softmax_of_chosen", "softmax_of_all", "sigmoid")
+)
+#: (score function, softmax before the choice) -> code.
+SCORES = {
+    ("softmax", False): _OF_CHOSEN,
+    ("softmax", True): _OF_ALL,
+    ("sigmoid", False): _SIGMOID,
+    ("sigmoid", True): _SIGMOID,
+}
 
 
 def topk_router(
@@ -109,9 +118,9 @@ def _wide(x: Tensor) -> Tensor:
 
 def _scores(wide: Tensor, code: int, every: bool) -> Tensor:
     """By which experts are chosen."""
-    if code == 0 and not every:
+    if code == _OF_CHOSEN and not every:
         return wide
-    return torch.sigmoid(wide) if code == 2 else torch.softmax(wide, -1)
+    return torch.sigmoid(wide) if code == _SIGMOID else torch.softmax(wide, -1)
 
 
 def _composite(
@@ -142,12 +151,12 @@ def _composite(
 
 def _probabilities(every: bool, logits: Tensor, chosen: Tensor, code: int, topk: int, scale: float) -> Tensor:
     wide = _wide(logits)
-    if code == 0 and not every:
+    if code == _OF_CHOSEN and not every:
         probs = torch.softmax(wide.masked_fill(~chosen, -torch.inf), -1)
     else:
         probs = _scores(wide, code, every)
         probs = probs if every else probs.masked_fill(~chosen, 0.0)
-        if code == 2 and (topk > 1 or every):
+        if code == _SIGMOID and (topk > 1 or every):
             probs = probs / (probs.sum(-1, keepdim=True) + 1e-20)
     return (probs * scale).to(wide.dtype if every else logits.dtype)
 
@@ -220,9 +229,9 @@ def _csrc_backward(
 def _mindspore_scores(wide: Any, code: int, every: bool) -> Any:
     from mindspore import mint
 
-    if code == 0 and not every:
+    if code == _OF_CHOSEN and not every:
         return wide
-    return mint.sigmoid(wide) if code == 2 else mint.nn.functional.softmax(wide, -1)
+    return mint.sigmoid(wide) if code == _SIGMOID else mint.nn.functional.softmax(wide, -1)
 
 
 def _mindspore(
@@ -256,12 +265,12 @@ def _mindspore_probabilities(
     from mindspore import mint
 
     wide = logits.astype(ms.float32)
-    if code == 0 and not every:
+    if code == _OF_CHOSEN and not every:
         probs = mint.nn.functional.softmax(mint.where(chosen, wide, float("-inf")), -1)
     else:
         probs = _mindspore_scores(wide, code, every)
         probs = probs if every else mint.where(chosen, probs, 0.0)
-        if code == 2 and (topk > 1 or every):
+        if code == _SIGMOID and (topk > 1 or every):
             probs = probs / (probs.sum(-1, keepdim=True) + 1e-20)
     return (probs * scale).astype(ms.float32 if every else logits.dtype)
 

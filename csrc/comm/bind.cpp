@@ -1,5 +1,6 @@
 #include <pybind11/stl.h>
 
+#include "binding.h"
 #include "comm/engine.h"
 #include "native.h"
 
@@ -50,7 +51,7 @@ py::dict record(const Engine& engine, const Op& op) {
   py::dict d;
   const bool done = op.done.load(std::memory_order_acquire);
   d["seq"] = op.seq;
-  d["collective"] = kind_name(op.request.kind);
+  d["collective"] = name_of(op.request.kind);
   d["description"] = engine.describe(op);
   d["state"] = !done                         ? (op.started_ns ? "started" : "queued")
                : op.failure == Failure::none ? "completed"
@@ -64,15 +65,10 @@ py::dict record(const Engine& engine, const Op& op) {
 }  // namespace
 
 void bind_comm(py::module_& m) {
-  auto names = [](auto last, auto name) {
-    py::dict d;
-    for (int i = 0; i < static_cast<int>(last); ++i) d[name(static_cast<decltype(last)>(i))] = i;
-    return d;
-  };
-  m.attr("KINDS") = names(Kind::count, kind_name);
-  m.attr("DTYPES") = names(DType::count, dtype_name);
-  m.attr("FAILURES") = py::dict(py::arg("peer_lost") = 1, py::arg("mismatch") = 2, py::arg("timeout") = 3,
-                                py::arg("closed") = 4, py::arg("internal") = 5);
+  m.attr("KINDS") = codes<Kind>();
+  m.attr("DTYPES") = codes<DType>();
+  m.attr("REDUCTIONS") = codes<RedOp>();
+  m.attr("FAILURES") = codes<Failure>();
   m.def("process_start_time", &ProcessWatch::start_time_of, py::arg("pid"),
         "Start time of a process in clock ticks since boot; 0 when there is none.");
   m.def(
@@ -80,19 +76,15 @@ void bind_comm(py::module_& m) {
       py::arg("pid"), py::arg("start_time"),
       "Whether the process with this start time runs: neither gone, nor a zombie, nor another of its "
       "number.");
-  m.def(
-      "reduce_supported",
-      [](int t, int op) { return reduce_supported(static_cast<DType>(t), static_cast<RedOp>(op)); },
-      py::arg("dtype"), py::arg("op"));
+  m.def("reduce_supported", &reduce_supported, py::arg("dtype"), py::arg("op"));
   m.def(
       "reduce",
-      [](int dtype, int op, const std::vector<uintptr_t>& sources, uintptr_t out, int64_t count,
+      [](DType dtype, RedOp op, const std::vector<uintptr_t>& sources, uintptr_t out, int64_t count,
          double factor) {
         std::vector<const void*> src;
         for (uintptr_t s : sources) src.push_back(reinterpret_cast<const void*>(s));
         py::gil_scoped_release release;
-        reduce_many(static_cast<DType>(dtype), static_cast<RedOp>(op), src.data(),
-                    static_cast<int>(src.size()), reinterpret_cast<void*>(out), count,
+        reduce_many(dtype, op, src.data(), static_cast<int>(src.size()), reinterpret_cast<void*>(out), count,
                     static_cast<int>(src.size()), factor);
       },
       py::arg("dtype"), py::arg("op"), py::arg("sources"), py::arg("out"), py::arg("count"),
@@ -116,7 +108,7 @@ void bind_comm(py::module_& m) {
       .def("wait", &Handle::wait, py::arg("timeout_s") = -1.0)
       .def_property_readonly("done",
                              [](const Handle& h) { return h.op->done.load(std::memory_order_acquire); })
-      .def_property_readonly("failure", [](const Handle& h) { return static_cast<int>(h.op->failure); })
+      .def_property_readonly("failure", [](const Handle& h) { return h.op->failure; })
       .def_property_readonly("error", [](const Handle& h) { return h.op->error; })
       .def_property_readonly("seq", [](const Handle& h) { return h.op->seq; })
       .def_property_readonly("source", [](const Handle& h) { return h.op->source; })
@@ -134,18 +126,10 @@ void bind_comm(py::module_& m) {
            "host.")
       .def(
           "submit",
-          [](const std::shared_ptr<Engine>& e, int kind, int dtype, int op, double factor, int root,
+          [](const std::shared_ptr<Engine>& e, Kind kind, DType dtype, RedOp op, double factor, int root,
              int64_t tag, const BufferList& sends, const BufferList& recvs, double timeout_s,
              bool foreground) {
-            Request r{static_cast<Kind>(kind),
-                      static_cast<DType>(dtype),
-                      static_cast<RedOp>(op),
-                      factor,
-                      root,
-                      tag,
-                      buffers(sends),
-                      buffers(recvs),
-                      timeout_s};
+            Request r{kind, dtype, op, factor, root, tag, buffers(sends), buffers(recvs), timeout_s};
             Handle h{e, nullptr};
             {
               py::gil_scoped_release release;

@@ -99,8 +99,8 @@ std::shared_ptr<Op> Engine::submit(Request request, bool foreground) {
   auto op = std::make_shared<Op>();
   op->request = std::move(request);
   if (op->request.kind == Kind::barrier) {  // an all_reduce of one word that nobody reads
-    op->request.dtype = DType::u64;
-    op->request.op = RedOp::sum;
+    op->request.dtype = DType::uint64;
+    op->request.op = RedOp::SUM;
   }
   op->created = Clock::now();
   op->deadline = op->created + std::chrono::duration_cast<Clock::duration>(

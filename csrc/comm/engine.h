@@ -17,8 +17,6 @@ namespace mindspeed_ms::comm {
 
 using Clock = std::chrono::steady_clock;
 
-enum class Failure : int { none = 0, peer_lost, mismatch, timeout, closed, internal };
-
 // What ends a group, thrown on the driver's way and turned into the failure of everything pending.
 struct Broken {
   Failure code;

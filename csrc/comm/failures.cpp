@@ -18,16 +18,16 @@ std::string Engine::who() const {
 }
 
 std::string Engine::describe(Kind k, DType t, RedOp op, int root, int64_t count, uint64_t seq) const {
-  std::string s = std::string(kind_name(k)) + " #" + std::to_string(seq);
+  std::string s = name_of(k) + " #" + std::to_string(seq);
   if (k == Kind::barrier) return s;
   s += " (";
-  if (op != RedOp::none) s += std::string(redop_name(op)) + ", ";
+  if (op != RedOp::none) s += name_of(op) + ", ";
   if (k == Kind::send || k == Kind::recv)
     s += (k == Kind::send ? "to rank " : "from rank ") + (root < 0 ? "any" : std::to_string(global(root))) +
          ", ";
   else if (root >= 0)
     s += "root rank " + std::to_string(root < world_ ? global(root) : root) + ", ";
-  s += dtype_name(t);
+  s += name_of(t);
   if (count >= 0)
     s += ", " + std::to_string(count) + " elements, " + std::to_string(count * dtype_size(t)) + " bytes";
   return s + ")";

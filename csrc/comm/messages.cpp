@@ -43,9 +43,9 @@ void Engine::check_message(const Op& op, uint64_t total, DType dtype, int from) 
   const Request& q = op.request;
   if (total == q.recvs[0].count * dtype_size(q.dtype) && dtype == q.dtype) return;
   throw Broken{Failure::mismatch, "rank " + std::to_string(global(from)) + " sent " + std::to_string(total) +
-                                      " bytes of " + dtype_name(dtype) + " to " + who() + ", which expects " +
+                                      " bytes of " + name_of(dtype) + " to " + who() + ", which expects " +
                                       std::to_string(q.recvs[0].count * dtype_size(q.dtype)) + " bytes of " +
-                                      dtype_name(q.dtype) + " in " + describe(op)};
+                                      name_of(q.dtype) + " in " + describe(op)};
 }
 
 bool Engine::step_receive(int from) {

@@ -34,14 +34,14 @@ namespace avx512 {
 // Bool is 0/1 bytes: or = max, and = min.
 RedOp bool_as_uint8(RedOp op) {
   switch (op) {
-    case RedOp::sum:
-    case RedOp::bor:
-      return RedOp::max;
-    case RedOp::product:
-    case RedOp::band:
-      return RedOp::min;
-    case RedOp::avg:
-    case RedOp::premul_sum:
+    case RedOp::SUM:
+    case RedOp::BOR:
+      return RedOp::MAX;
+    case RedOp::PRODUCT:
+    case RedOp::BAND:
+      return RedOp::MIN;
+    case RedOp::AVG:
+    case RedOp::PREMUL_SUM:
       return RedOp::none;
     default:
       return op;
@@ -49,8 +49,8 @@ RedOp bool_as_uint8(RedOp op) {
 }
 
 Kernel find(DType t, RedOp op) {
-  if (t == DType::boolean) {
-    t = DType::u8;
+  if (t == DType::bool_) {
+    t = DType::uint8;
     op = bool_as_uint8(op);
   }
 #if defined(__x86_64__)

@@ -46,7 +46,7 @@ struct Slot {
   uint64_t total;  // payload of the whole message (point-to-point)
   int64_t tag;
   DType dtype;
-  char pad[30];
+  char pad[28];
   char data[];
 };
 static_assert(sizeof(Slot) == 64);

@@ -106,32 +106,30 @@ struct SquaredRelu {
   }
 };
 
-// Codes shared with mindspeed_ms.kernels.activation.ACTIVATIONS.
 template <class F>
-MSK_INLINE void visit_activation(int activation, F&& f) {
+MSK_INLINE void visit_activation(Activation activation, F&& f) {
   switch (activation) {
-    case 0:
+    case Activation::gelu_tanh:
       f(GeluTanh{});
       return;
-    case 1:
+    case Activation::gelu:
       f(GeluErf{});
       return;
-    case 2:
+    case Activation::quick_gelu:
       f(QuickGelu{});
       return;
-    case 3:
+    case Activation::silu:
       f(Silu{});
       return;
-    case 4:
+    case Activation::squared_relu:
       f(SquaredRelu{});
       return;
   }
-  throw std::invalid_argument("unknown activation code " + std::to_string(activation));
 }
 
 // The bias of rows of `parts` arrays of T side by side, as scratch arrays; empty without one.
 template <class T>
-inline std::vector<float> fp32_bias(Ptr bias, int dtype, std::int64_t cols, std::int64_t parts) {
+inline std::vector<float> fp32_bias(Ptr bias, DType dtype, std::int64_t cols, std::int64_t parts) {
   std::vector<float> b;
   if (!bias) return b;
   b.resize(static_cast<std::size_t>(cols * parts));
@@ -160,8 +158,8 @@ inline void parallel_tiles(std::int64_t rows, std::int64_t cols, std::int64_t it
 }
 
 // y = act(x + bias); x, y: (rows, cols).
-inline void activation_forward(int activation, Ptr x, Ptr bias, Ptr y, std::int64_t rows, std::int64_t cols,
-                               int dtype, int bias_dtype) {
+inline void activation_forward(Activation activation, Ptr x, Ptr bias, Ptr y, std::int64_t rows,
+                               std::int64_t cols, DType dtype, DType bias_dtype) {
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto b = fp32_bias<T>(bias, bias_dtype, cols, 1);
@@ -188,8 +186,8 @@ inline void activation_forward(int activation, Ptr x, Ptr bias, Ptr y, std::int6
 }
 
 // dx = dy * act'(x + bias); dbias (in bias_dtype, may be absent) = sum over rows of dx.
-inline void activation_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr dx, Ptr dbias, std::int64_t rows,
-                                std::int64_t cols, int dtype, int bias_dtype) {
+inline void activation_backward(Activation activation, Ptr dy, Ptr x, Ptr bias, Ptr dx, Ptr dbias,
+                                std::int64_t rows, std::int64_t cols, DType dtype, DType bias_dtype) {
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto b = fp32_bias<T>(bias, bias_dtype, cols, 1);
@@ -287,8 +285,9 @@ struct GatedRow {
 
 // y = act(gate) * (linear + offset) * weight[row]; x: (rows, 2 * half) holds gate and linear side by side,
 // y: (rows, half), weights: fp32 (rows), may be absent.
-inline void glu_forward(int activation, Ptr x, Ptr bias, Ptr weights, Ptr y, std::int64_t rows,
-                        std::int64_t half, double linear_offset, double clamp, int dtype, int bias_dtype) {
+inline void glu_forward(Activation activation, Ptr x, Ptr bias, Ptr weights, Ptr y, std::int64_t rows,
+                        std::int64_t half, double linear_offset, double clamp, DType dtype,
+                        DType bias_dtype) {
   const Gating gating{static_cast<float>(linear_offset), static_cast<float>(clamp)};
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -317,9 +316,9 @@ inline void glu_forward(int activation, Ptr x, Ptr bias, Ptr weights, Ptr y, std
 
 // Gradients of glu_forward: dx (rows, 2 * half); dbias in bias_dtype (2 * half) and dweights fp32 (rows) may
 // be absent.
-inline void glu_backward(int activation, Ptr dy, Ptr x, Ptr bias, Ptr weights, Ptr dx, Ptr dbias,
+inline void glu_backward(Activation activation, Ptr dy, Ptr x, Ptr bias, Ptr weights, Ptr dx, Ptr dbias,
                          Ptr dweights, std::int64_t rows, std::int64_t half, double linear_offset,
-                         double clamp, int dtype, int bias_dtype) {
+                         double clamp, DType dtype, DType bias_dtype) {
   const Gating gating{static_cast<float>(linear_offset), static_cast<float>(clamp)};
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);

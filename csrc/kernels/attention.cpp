@@ -18,7 +18,7 @@ AttentionView view(const std::array<std::int64_t, 4>& v) {
 AttentionProblem problem(const std::vector<std::array<std::int64_t, 6>>& sequences,
                          const std::array<std::int64_t, 4>& heads_and_dims, double scale, double softcap,
                          const std::array<std::int64_t, 2>& window, const std::array<std::int64_t, 4>& mask,
-                         std::int64_t drop, std::uint64_t seed, int dtype) {
+                         std::int64_t drop, std::uint64_t seed, DType dtype) {
   AttentionProblem p;
   for (const auto& s : sequences) p.sequences.push_back({s[0], s[1], s[2], s[3], s[4], s[5]});
   p.heads = heads_and_dims[0];
@@ -40,12 +40,16 @@ AttentionProblem problem(const std::vector<std::array<std::int64_t, 6>>& sequenc
 
 void bind_attention(pybind11::module_& m) {
   pybind11::class_<AttentionView>(m, "AttentionView")
-      .def(pybind11::init(&view), "Address and strides in elements: (data, batch, row, head).");
+      .def(pybind11::init(&view), pybind11::arg("place"),
+           "Address and strides in elements: (data, batch, row, head).");
   pybind11::implicitly_convertible<pybind11::tuple, AttentionView>();
-  pybind11::class_<AttentionProblem>(m, "AttentionProblem").def(pybind11::init(&problem));
-  MSK_DEF(m, attention_forward);
-  MSK_DEF(m, attention_backward);
-  MSK_DEF(m, attention_keep);
+  pybind11::class_<AttentionProblem>(m, "AttentionProblem")
+      .def(pybind11::init(&problem), pybind11::arg("sequences"), pybind11::arg("heads_and_dims"),
+           pybind11::arg("scale"), pybind11::arg("softcap"), pybind11::arg("window"), pybind11::arg("mask"),
+           pybind11::arg("drop"), pybind11::arg("seed"), pybind11::arg("dtype"));
+  MSK_DEF(m, attention_forward, problem, q, k, v, o, lse, lse_batch, lse_head);
+  MSK_DEF(m, attention_backward, problem, q, k, v, o, dout, lse, dlse, lse_batch, lse_head, dq, dk, dv);
+  MSK_DEF(m, attention_keep, problem, sequence, keep);
 }
 
 }  // namespace mindspeed_ms::kernels

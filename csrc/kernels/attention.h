@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/codes.h"
+
 namespace mindspeed_ms::kernels {
 
 // A tensor (batch, row, head, dim) whose last dimension is contiguous: address and strides in elements.
@@ -25,7 +27,7 @@ struct AttentionProblem {
   AttentionView mask;        // bytes, nonzero hides the key; data 0: none
   std::int64_t drop;         // a probability is dropped when its 16 random bits are below this
   std::uint64_t seed;
-  int dtype;
+  DType dtype;
 };
 
 }  // namespace mindspeed_ms::kernels

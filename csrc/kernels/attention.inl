@@ -12,7 +12,7 @@
 template <class F>
 MSK_INLINE void visit_engine(const AttentionProblem& p, F&& f) {
 #if MSK_AVX512
-  if (p.dtype == kBF16 && has_bf16_dot()) {
+  if (p.dtype == DType::bfloat16 && has_bf16_dot()) {
     f(Bf16Words{}, bf16{});
     return;
   }

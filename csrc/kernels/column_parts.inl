@@ -50,7 +50,7 @@ class ColumnSums {
 
   // target[c] = scale * the sum of all parts, in order, in `dtype`; 0 when there are none. `arrays`: how many
   // arrays of T side by side a row holds.
-  void finish(Ptr target, int dtype, std::int64_t arrays = 1, float scale = 1.0f) const {
+  void finish(Ptr target, DType dtype, std::int64_t arrays = 1, float scale = 1.0f) const {
     if (!target) return;
     const std::int64_t width = split_.cols / arrays;
     visit(dtype, [&](auto tag) {

@@ -5,10 +5,11 @@
 namespace mindspeed_ms::kernels {
 
 void bind_cross_entropy(pybind11::module_& m) {
-  MSK_DEF(m, cross_entropy_max);
-  MSK_DEF(m, cross_entropy_sums);
-  MSK_DEF(m, cross_entropy_loss);
-  MSK_DEF(m, cross_entropy_grad);
+  MSK_DEF(m, cross_entropy_max, logits, peak, rows, cols, dtype);
+  MSK_DEF(m, cross_entropy_sums, logits, peak, target, sums, rows, cols, first, smoothing, whole, dtype);
+  MSK_DEF(m, cross_entropy_loss, sums, loss, rows, cols, share);
+  MSK_DEF(m, cross_entropy_grad, logits, peak, sum, target, grad, dlogits, rows, cols, first, on, everywhere,
+          dtype, out_dtype);
 }
 
 }  // namespace mindspeed_ms::kernels

@@ -11,7 +11,7 @@ MSK_INLINE float row_max(const T* row, std::int64_t cols) {
 }
 
 // peak[r] = max of the row, fp32.
-inline void cross_entropy_max(Ptr logits, Ptr peak, std::int64_t rows, std::int64_t cols, int dtype) {
+inline void cross_entropy_max(Ptr logits, Ptr peak, std::int64_t rows, std::int64_t cols, DType dtype) {
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
@@ -29,7 +29,8 @@ inline void cross_entropy_max(Ptr logits, Ptr peak, std::int64_t rows, std::int6
 // vocabulary ids, the shard is [first, first + cols). `whole`: the shard is all there is, peak is found here,
 // while the row is in the cache.
 inline void cross_entropy_sums(Ptr logits, Ptr peak, Ptr target, Ptr sums, std::int64_t rows,
-                               std::int64_t cols, std::int64_t first, bool smoothing, bool whole, int dtype) {
+                               std::int64_t cols, std::int64_t first, bool smoothing, bool whole,
+                               DType dtype) {
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
@@ -79,7 +80,7 @@ inline void cross_entropy_loss(Ptr sums, Ptr loss, std::int64_t rows, std::int64
 // logits. on = 1 and everywhere = 0 without label smoothing.
 inline void cross_entropy_grad(Ptr logits, Ptr peak, Ptr sum, Ptr target, Ptr grad, Ptr dlogits,
                                std::int64_t rows, std::int64_t cols, std::int64_t first, double on,
-                               double everywhere, int dtype, int out_dtype) {
+                               double everywhere, DType dtype, DType out_dtype) {
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     visit(out_dtype, [&](auto out_tag) {

@@ -1,6 +1,5 @@
 #pragma once
-#include <pybind11/pybind11.h>
-
+#include "binding.h"
 #include "kernels/isa.h"
 
 namespace mindspeed_ms::kernels {
@@ -29,6 +28,5 @@ struct Select<kAvx512, kAvx2, kPortable> {
 
 #define MSK_SELECT(name) (&::mindspeed_ms::kernels::Select<&avx512::name, &avx2::name, &portable::name>::call)
 
-// Binds kernel `name` of the three namespaces as a Python function that runs without the GIL.
-#define MSK_DEF(module, name, ...) \
-  (module).def(#name, MSK_SELECT(name), pybind11::call_guard<pybind11::gil_scoped_release>(), ##__VA_ARGS__)
+// Binds kernel `name` of the three namespaces as a Python function; then the names of its parameters.
+#define MSK_DEF(module, name, ...) MINDSPEED_MS_DEFINE(module, #name, MSK_SELECT(name), __VA_ARGS__)

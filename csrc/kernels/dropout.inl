@@ -9,7 +9,7 @@ MSK_INLINE vf kept(vf x, const std::uint8_t* mask, Lanes n) {
 
 // y = residual + mask * scale * (x + bias); bias and mask may be absent. (rows, cols)
 inline void dropout_add_forward(Ptr x, Ptr bias, Ptr residual, Ptr mask, Ptr y, std::int64_t rows,
-                                std::int64_t cols, double scale, int dtype) {
+                                std::int64_t cols, double scale, DType dtype) {
   const auto factor = static_cast<float>(scale);
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -33,7 +33,7 @@ inline void dropout_add_forward(Ptr x, Ptr bias, Ptr residual, Ptr mask, Ptr y, 
 
 // dx = mask * scale * dy, dbias = sum over rows of dx (may be absent).
 inline void dropout_backward(Ptr dy, Ptr mask, Ptr dx, Ptr dbias, std::int64_t rows, std::int64_t cols,
-                             double scale, int dtype) {
+                             double scale, DType dtype) {
   const auto factor = static_cast<float>(scale);
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);

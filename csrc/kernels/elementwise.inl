@@ -1,75 +1,56 @@
 // Elementwise operations on contiguous arrays and lists of them: the building blocks behind aten's names.
 
-// Codes shared with mindspeed_ms.kernels.aten.
-enum Binary : int { kAdd = 0, kSub = 1, kMul = 2, kDiv = 3, kMax = 4, kMin = 5 };
-enum Unary : int {
-  kCopy = 0,
-  kSqrt = 1,
-  kRsqrt = 2,
-  kExp = 3,
-  kTanh = 4,
-  kSigmoid = 5,
-  kNeg = 6,
-  kAbs = 7,
-  kReciprocal = 8,
-  kSquare = 9,
-  kRelu = 10,
-  kErf = 11
-};
-
 template <class F>
-MSK_INLINE void visit_binary(int op, F&& f) {
+MSK_INLINE void visit_binary(Binary op, F&& f) {
   switch (op) {
-    case kAdd:
+    case Binary::add:
       return f([](vf a, vf b) { return a + b; });
-    case kSub:
+    case Binary::sub:
       return f([](vf a, vf b) { return a - b; });
-    case kMul:
+    case Binary::mul:
       return f([](vf a, vf b) { return a * b; });
-    case kDiv:
+    case Binary::div:
       return f([](vf a, vf b) { return a / b; });
-    case kMax:
+    case Binary::maximum:
       return f([](vf a, vf b) { return max_nan(a, b); });
-    case kMin:
+    case Binary::minimum:
       return f([](vf a, vf b) { return -max_nan(-a, -b); });
   }
-  throw std::invalid_argument("unknown binary operation code " + std::to_string(op));
 }
 
 template <class F>
-MSK_INLINE void visit_unary(int op, F&& f) {
+MSK_INLINE void visit_unary(Unary op, F&& f) {
   switch (op) {
-    case kCopy:
+    case Unary::copy:
       return f([](vf x) { return x; });
-    case kSqrt:
+    case Unary::sqrt:
       return f([](vf x) { return sqrt(x); });
-    case kRsqrt:
+    case Unary::rsqrt:
       return f([](vf x) { return 1.0f / sqrt(x); });
-    case kExp:
+    case Unary::exp:
       return f([](vf x) { return exp(x); });
-    case kTanh:
+    case Unary::tanh:
       return f([](vf x) { return tanh(x); });
-    case kSigmoid:
+    case Unary::sigmoid:
       return f([](vf x) { return sigmoid(x); });
-    case kNeg:
+    case Unary::neg:
       return f([](vf x) { return -x; });
-    case kAbs:
+    case Unary::abs:
       return f([](vf x) { return abs(x); });
-    case kReciprocal:
+    case Unary::reciprocal:
       return f([](vf x) { return 1.0f / x; });
-    case kSquare:
+    case Unary::square:
       return f([](vf x) { return x * x; });
-    case kRelu:
+    case Unary::relu:
       return f([](vf x) { return x < 0.0f ? vf{} : x; });
-    case kErf:
+    case Unary::erf:
       return f([](vf x) { return erf(x); });
   }
-  throw std::invalid_argument("unknown unary operation code " + std::to_string(op));
 }
 
 // ys = op(xs), converting from dtype to out_dtype.
-inline void unary(int op, const Pointers& xs, const Pointers& ys, const Sizes& sizes, int dtype,
-                  int out_dtype) {
+inline void unary(Unary op, const Pointers& xs, const Pointers& ys, const Sizes& sizes, DType dtype,
+                  DType out_dtype) {
   check_list(xs, sizes, "unary", "xs");
   check_list(ys, sizes, "unary", "ys");
   const auto spans = split_lists(sizes);
@@ -88,7 +69,7 @@ inline void unary(int op, const Pointers& xs, const Pointers& ys, const Sizes& s
     });
   };
   visit(dtype, [&](auto tag) {
-    if (op == kCopy) {
+    if (op == Unary::copy) {
       visit(out_dtype, [&](auto out_tag) { sweep(tag, out_tag, [](vf x) { return x; }); });
     } else if (out_dtype != dtype) {
       throw std::invalid_argument("unary: only a copy may convert the dtype");
@@ -99,10 +80,10 @@ inline void unary(int op, const Pointers& xs, const Pointers& ys, const Sizes& s
 }
 
 // `bytes` bytes become 0.
-inline void zero(Ptr to, std::int64_t bytes) {
+inline void zero(Ptr target, std::int64_t bytes) {
   const bool past_cache = should_stream(bytes);
   parallel_blocks(bytes, 256 * 1024, [&](std::int64_t begin, std::int64_t end) {
-    auto* out = as<char>(to) + begin;
+    auto* out = as<char>(target) + begin;
     const std::int64_t count = end - begin;
     // A store past the cache needs an aligned register.
     const std::int64_t head = std::min<std::int64_t>(count, -reinterpret_cast<std::uintptr_t>(out) % 64);
@@ -117,12 +98,12 @@ inline void zero(Ptr to, std::int64_t bytes) {
 // The pairs of storage types that binary operations take: equal ones, and a narrow second operand beside fp32
 // (a bf16 gradient added to its fp32 accumulator).
 template <class F>
-MSK_INLINE void visit_pair(int dtype, int other_dtype, F&& f) {
+MSK_INLINE void visit_pair(DType dtype, DType other_dtype, F&& f) {
   visit(dtype, [&](auto tag) {
     if (dtype == other_dtype) {
       f(tag, tag);
     } else if constexpr (std::is_same_v<decltype(tag), float>) {
-      if (other_dtype == kBF16) {
+      if (other_dtype == DType::bfloat16) {
         f(tag, bf16{});
       } else {
         f(tag, f16{});
@@ -133,9 +114,9 @@ MSK_INLINE void visit_pair(int dtype, int other_dtype, F&& f) {
   });
 }
 
-// ys = op(as, alpha * bs), where a list `bs` that is empty stands for the number 1: ys = op(as, alpha).
-inline void binary(int op, const Pointers& lefts, const Pointers& rights, const Pointers& ys,
-                   const Sizes& sizes, double alpha, int dtype, int right_dtype) {
+// ys = op(lefts, alpha * rights); an empty list `rights` stands for the number 1: ys = op(lefts, alpha).
+inline void binary(Binary op, const Pointers& lefts, const Pointers& rights, const Pointers& ys,
+                   const Sizes& sizes, double alpha, DType dtype, DType right_dtype) {
   check_list(lefts, sizes, "binary", "lefts");
   check_list(ys, sizes, "binary", "ys");
   if (!rights.empty()) check_list(rights, sizes, "binary", "rights");
@@ -161,25 +142,25 @@ inline void binary(int op, const Pointers& lefts, const Pointers& rights, const 
   });
 }
 
-// y = op(a, alpha * b) for a of (rows, cols) and b that repeats: one row (along = 0) or one value per row
-// (1).
-inline void binary_broadcast(int op, Ptr left, Ptr right, Ptr y, std::int64_t rows, std::int64_t cols,
-                             int along, double alpha, int dtype, int right_dtype) {
+// y = op(left, alpha * right) for `left` of (rows, cols) and `right` that repeats.
+inline void binary_broadcast(Binary op, Ptr left, Ptr right, Ptr y, std::int64_t rows, std::int64_t cols,
+                             Broadcast kind, double alpha, DType dtype, DType right_dtype) {
   const auto scale = static_cast<float>(alpha);
   visit_pair(dtype, right_dtype, [&](auto tag, auto right_tag) {
     using T = decltype(tag);
     using R = decltype(right_tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
     const bool past_cache = should_stream(rows * bytes) && left != y;
+    const bool per_row = kind == Broadcast::one_per_row;
     visit_binary(op, [&](auto f) {
       parallel_blocks(rows, rows_per_task(bytes), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {
           const T* a = as<const T>(left) + r * cols;
           const R* b = as<const R>(right);
           T* out = as<T>(y) + r * cols;
-          const vf repeated = along ? splat(load1(b + r) * scale) : vf{};
+          const vf repeated = per_row ? splat(load1(b + r) * scale) : vf{};
           map_lines(out, cols, past_cache, [&](std::int64_t i, auto n) {
-            return f(load_ahead(a + i, n), along ? repeated : load_as<T>(b + i, n) * scale);
+            return f(load_ahead(a + i, n), per_row ? repeated : load_as<T>(b + i, n) * scale);
           });
         }
         if (past_cache) stream_fence();
@@ -188,14 +169,14 @@ inline void binary_broadcast(int op, Ptr left, Ptr right, Ptr y, std::int64_t ro
   });
 }
 
-// ys = xs + value * (bs * cs), or value * (bs / cs) when `divide`; `weights` instead: ys = xs + value * (bs -
-// xs) (lerp) when cs is empty.
-inline void ternary(bool divide, const Pointers& xs, const Pointers& bs, const Pointers& cs,
-                    const Pointers& ys, const Sizes& sizes, double value, int dtype) {
+// ys = xs + value * (firsts * seconds), or value * (firsts / seconds) when `divide`; when `seconds` is empty,
+// ys = xs + value * (firsts - xs) (lerp).
+inline void ternary(bool divide, const Pointers& xs, const Pointers& firsts, const Pointers& seconds,
+                    const Pointers& ys, const Sizes& sizes, double value, DType dtype) {
   check_list(xs, sizes, "ternary", "xs");
-  check_list(bs, sizes, "ternary", "bs");
+  check_list(firsts, sizes, "ternary", "firsts");
   check_list(ys, sizes, "ternary", "ys");
-  if (!cs.empty()) check_list(cs, sizes, "ternary", "cs");
+  if (!seconds.empty()) check_list(seconds, sizes, "ternary", "seconds");
   const auto spans = split_lists(sizes);
   const auto factor = static_cast<float>(value);
   visit(dtype, [&](auto tag) {
@@ -203,8 +184,8 @@ inline void ternary(bool divide, const Pointers& xs, const Pointers& bs, const P
     parallel_for(static_cast<std::int64_t>(spans.size()), [&](std::int64_t s) {
       const Span span = spans[static_cast<std::size_t>(s)];
       const T* x = element<const T>(xs, span.tensor, span.begin);
-      const T* b = element<const T>(bs, span.tensor, span.begin);
-      const T* c = element<const T>(cs, span.tensor, span.begin);
+      const T* b = element<const T>(firsts, span.tensor, span.begin);
+      const T* c = element<const T>(seconds, span.tensor, span.begin);
       T* y = element<T>(ys, span.tensor, span.begin);
       map_lines(y, span.end - span.begin, false, [&](std::int64_t i, auto n) {
         const vf from = load_ahead(x + i, n);

@@ -4,6 +4,9 @@
 
 namespace mindspeed_ms::kernels {
 
-void bind_embedding(pybind11::module_& m) { MSK_DEF(m, embedding_backward); }
+void bind_embedding(pybind11::module_& m) {
+  MSK_DEF(m, embedding_backward, grad, ids, row_scale, table, rows, cols, table_rows, skip, accumulate, dtype,
+          table_dtype);
+}
 
 }  // namespace mindspeed_ms::kernels

@@ -5,7 +5,7 @@
 // are ignored. row_scale (fp32) may be absent.
 inline void embedding_backward(Ptr grad, Ptr ids, Ptr row_scale, Ptr table, std::int64_t rows,
                                std::int64_t cols, std::int64_t table_rows, std::int64_t skip, bool accumulate,
-                               int dtype, int table_dtype) {
+                               DType dtype, DType table_dtype) {
   const auto* id = as<const std::int64_t>(ids);
   std::vector<std::int64_t> order;
   order.reserve(static_cast<std::size_t>(rows));

@@ -65,13 +65,13 @@ void check(int status) {
 // An operand: `rows` x `cols` in memory, or the transpose of what the product takes (`turned`).
 struct Matrix {
   Ptr data;
-  int dtype;
+  DType dtype;
   Dim ld;
   bool turned;
 
   Ptr at(Dim row, Dim col) const {
     const Dim offset = turned ? col * ld + row : row * ld + col;
-    return data + static_cast<Ptr>(offset) * (dtype == kF32 ? 4 : 2);
+    return data + static_cast<Ptr>(offset) * (dtype == DType::float32 ? 4 : 2);
   }
 };
 
@@ -96,8 +96,8 @@ class Product {
       : a_(a), b_(b), c_(c), m_(m), n_(n), k_(k), alpha_(alpha), beta_(beta), deterministic_(deterministic) {}
 
   void run() {
-    const bool widen = a_.dtype == kF16 || (a_.dtype == kBF16 && widens_bfloat16());
-    if (!widen && c_.dtype == kF32) return call(a_, b_, c_, m_, n_, k_, beta_);
+    const bool widen = a_.dtype == DType::float16 || (a_.dtype == DType::bfloat16 && widens_bfloat16());
+    if (!widen && c_.dtype == DType::float32) return call(a_, b_, c_, m_, n_, k_, beta_);
     static auto* shared = new Scratch;
     static auto* owner = new std::mutex;
     std::unique_lock<std::mutex> lock(*owner, std::try_to_lock);
@@ -115,9 +115,9 @@ class Product {
       const Dim rows = by_rows ? count : m_, cols = by_rows ? n_ : count;
       const Ptr target = by_rows ? c_.at(begin, 0) : c_.at(0, begin);
       Matrix out{target, c_.dtype, c_.ld, false};
-      if (c_.dtype != kF32) {
-        out = {reinterpret_cast<Ptr>(scratch.get(2, rows * cols)), kF32, cols, false};
-        if (beta_ != 0.0f) convert(target, out.data, rows, cols, c_.ld, cols, c_.dtype, kF32);
+      if (c_.dtype != DType::float32) {
+        out = {reinterpret_cast<Ptr>(scratch.get(2, rows * cols)), DType::float32, cols, false};
+        if (beta_ != 0.0f) convert(target, out.data, rows, cols, c_.ld, cols, c_.dtype, DType::float32);
       }
       Dim from = 0;
       do {
@@ -136,7 +136,8 @@ class Product {
         call(by_rows ? moving : fixed, by_rows ? fixed : moving, out, rows, cols, deep, from ? 1.0f : beta_);
         from += depth;
       } while (from < k_);
-      if (c_.dtype != kF32) convert(out.data, target, rows, cols, cols, c_.ld, kF32, c_.dtype);
+      if (c_.dtype != DType::float32)
+        convert(out.data, target, rows, cols, cols, c_.ld, DType::float32, c_.dtype);
     }
   }
 
@@ -160,13 +161,13 @@ class Product {
   static Matrix widened(Matrix x, Dim rows, Dim cols, float* to) {
     if (x.turned) std::swap(rows, cols);
     const auto place = reinterpret_cast<Ptr>(to);
-    convert(x.data, place, rows, cols, x.ld, cols, x.dtype, kF32);
-    return {place, kF32, cols, x.turned};
+    convert(x.data, place, rows, cols, x.ld, cols, x.dtype, DType::float32);
+    return {place, DType::float32, cols, x.turned};
   }
 
   void call(Matrix a, Matrix b, Matrix c, Dim m, Dim n, Dim k, float beta) const {
     const char turn_a = a.turned ? 'T' : 'N', turn_b = b.turned ? 'T' : 'N';
-    if (a.dtype == kF32)
+    if (a.dtype == DType::float32)
       check(g_float32(turn_a, turn_b, m, n, k, alpha_, as<const float>(a.data), a.ld, as<const float>(b.data),
                       b.ld, beta, as<float>(c.data), c.ld, &threads(deterministic_)));
     else
@@ -221,9 +222,9 @@ void gemm_load(const std::string& path) {
 // whatever the number of threads.
 void gemm(Ptr a, Ptr b, Ptr c, Dim m, Dim n, Dim k, Dim lda, Dim ldb, Dim ldc, bool turn_a, bool turn_b,
           Dim batch, Dim stride_a, Dim stride_b, Dim stride_c, double alpha, double beta, bool deterministic,
-          int dtype, int out_dtype) {
+          DType dtype, DType out_dtype) {
   if (!g_float32) throw std::runtime_error("gemm: gemm_load was not called");
-  const Dim size = dtype == kF32 ? 4 : 2, out_size = out_dtype == kF32 ? 4 : 2;
+  const Dim size = dtype == DType::float32 ? 4 : 2, out_size = out_dtype == DType::float32 ? 4 : 2;
   for (Dim i = 0; i < batch; ++i)
     Product({a + static_cast<Ptr>(i * stride_a * size), dtype, lda, turn_a},
             {b + static_cast<Ptr>(i * stride_b * size), dtype, ldb, turn_b},
@@ -235,12 +236,12 @@ void gemm(Ptr a, Ptr b, Ptr c, Dim m, Dim n, Dim k, Dim lda, Dim ldb, Dim ldc, b
 }  // namespace
 
 void bind_gemm(pybind11::module_& m) {
-  const pybind11::call_guard<pybind11::gil_scoped_release> nogil;
-  m.def("gemm_load", &gemm_load, nogil);
-  m.def("gemm", &gemm, nogil);
+  MINDSPEED_MS_DEFINE(m, "gemm_load", &gemm_load, path);
+  MINDSPEED_MS_DEFINE(m, "gemm", &gemm, a, b, c, m, n, k, lda, ldb, ldc, turn_a, turn_b, batch, stride_a,
+                      stride_b, stride_c, alpha, beta, deterministic, dtype, out_dtype);
   m.def("gemm_widens_bfloat16", [] { return g_widen_bfloat16; });
   m.def(
-      "gemm_widen_bfloat16", [](bool on) { g_widen_bfloat16 = on; },
+      "gemm_widen_bfloat16", [](bool on) { g_widen_bfloat16 = on; }, pybind11::arg("on"),
       "Overrides what gemm_load has measured: for tests and benchmarks of both ways.");
 }
 

@@ -2,17 +2,11 @@
 
 // ---- router -----------------------------------------------------------------------------------------------
 
-enum RouterScore : int {
-  kSoftmaxOfChosen = 0,  // softmax over the chosen experts' logits
-  kSoftmaxOfAll = 1,     // softmax over all experts, the chosen ones taken
-  kSigmoid = 2,          // sigmoid, the chosen ones divided by their sum (a single one is not)
-};
-
 // Megatron adds it to a sum of sigmoids before it divides by it.
 inline constexpr float kSumFloor = 1e-20f;
 
 struct Router {
-  int score;
+  RouterScore score;
   std::int64_t experts, topk, groups, group_topk;  // groups 0: none
   float scale;
   bool all;  // probabilities of all experts, whatever is chosen: what the auxiliary loss needs
@@ -75,13 +69,13 @@ inline float exponentials(float* value, const std::vector<std::int64_t>& experts
 // Scores of all experts in fp32.
 template <class T>
 MSK_INLINE void router_scores(const Router& r, const T* logits, float* score) {
-  if (r.score == kSigmoid) {
+  if (r.score == RouterScore::sigmoid) {
     each_vector(r.experts,
                 [&](std::int64_t i, auto n) { store(score + i, sigmoid(load(logits + i, n)), n); });
     return;
   }
   each_vector(r.experts, [&](std::int64_t i, auto n) { store(score + i, load(logits + i, n), n); });
-  if (r.score == kSoftmaxOfChosen && !r.all) return;
+  if (r.score == RouterScore::softmax_of_chosen && !r.all) return;
   constexpr float kLowest = -std::numeric_limits<float>::infinity();
   const float peak = max_lines<float>(
       r.experts, [&](std::int64_t i, auto n) { return fill_rest(load(score + i, n), kLowest, n); });
@@ -115,7 +109,7 @@ inline void limit_groups(const Router& r, RouterRow& row, std::uint8_t* chosen) 
   }
 }
 
-inline Router make_router(int score, std::int64_t experts, std::int64_t topk, std::int64_t groups,
+inline Router make_router(RouterScore score, std::int64_t experts, std::int64_t topk, std::int64_t groups,
                           std::int64_t group_topk, double scale, bool all) {
   if (topk < 1 || topk > experts)
     throw std::invalid_argument("router: topk " + std::to_string(topk) + " of " + std::to_string(experts) +
@@ -130,12 +124,12 @@ inline Router make_router(int score, std::int64_t experts, std::int64_t topk, st
 
 // probs (tokens, experts), in dtype or, with `all`, fp32; 0 where not chosen. chosen: bytes, same shape.
 // bias: fp32 (experts), added to the scores for the choice only, may be absent.
-inline void router_forward(int score, bool all, Ptr logits, Ptr bias, Ptr probs, Ptr chosen,
+inline void router_forward(RouterScore score, bool all, Ptr logits, Ptr bias, Ptr probs, Ptr chosen,
                            std::int64_t tokens, std::int64_t experts, std::int64_t topk, std::int64_t groups,
-                           std::int64_t group_topk, double scale, int dtype) {
+                           std::int64_t group_topk, double scale, DType dtype) {
   const Router r = make_router(score, experts, topk, groups, group_topk, scale, all);
   visit(dtype, [&](auto tag) {
-    visit(all ? static_cast<int>(kF32) : dtype, [&](auto out_tag) {
+    visit(all ? DType::float32 : dtype, [&](auto out_tag) {
       using T = decltype(tag);
       using Out = decltype(out_tag);
       parallel_blocks(tokens, rows_per_task(experts * 16), [&](std::int64_t begin, std::int64_t end) {
@@ -152,11 +146,11 @@ inline void router_forward(int score, bool all, Ptr logits, Ptr bias, Ptr probs,
           if (r.groups > 0) limit_groups(r, row, mark);
           choose_largest(row.choice.data(), experts, topk, row.order.data(), mark);
           const std::vector<std::int64_t>& counted = row.counted_experts(mark, all);
-          const float sum =
-              score == kSoftmaxOfChosen && !all ? exponentials(value, counted) : total(value, counted);
+          const float sum = score == RouterScore::softmax_of_chosen && !all ? exponentials(value, counted)
+                                                                            : total(value, counted);
           float divisor = 1.0f;
-          if (score == kSoftmaxOfChosen && !all) divisor = sum;
-          if (score == kSigmoid && (topk > 1 || all)) divisor = sum + kSumFloor;
+          if (score == RouterScore::softmax_of_chosen && !all) divisor = sum;
+          if (score == RouterScore::sigmoid && (topk > 1 || all)) divisor = sum + kSumFloor;
           Out* out = as<Out>(probs) + t * experts;
           std::memset(out, 0, static_cast<std::size_t>(experts) * sizeof(Out));
           for (const std::int64_t e : counted) store1(out + e, value[e] / divisor * r.scale);
@@ -167,9 +161,9 @@ inline void router_forward(int score, bool all, Ptr logits, Ptr bias, Ptr probs,
 }
 
 // dlogits of router_forward from dprobs (fp32); the choice has no gradient.
-inline void router_backward(int score, bool all, Ptr dprobs, Ptr logits, Ptr chosen, Ptr dlogits,
+inline void router_backward(RouterScore score, bool all, Ptr dprobs, Ptr logits, Ptr chosen, Ptr dlogits,
                             std::int64_t tokens, std::int64_t experts, std::int64_t topk, double scale,
-                            int dtype) {
+                            DType dtype) {
   const Router r = make_router(score, experts, topk, 0, 0, scale, all);
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -183,7 +177,7 @@ inline void router_backward(int score, bool all, Ptr dprobs, Ptr logits, Ptr cho
         const float* grad = as<const float>(dprobs) + t * experts;
         T* out = as<T>(dlogits) + t * experts;
         const std::vector<std::int64_t>& counted = row.counted_experts(mark, all);
-        if (score == kSoftmaxOfChosen && !all) {
+        if (score == RouterScore::softmax_of_chosen && !all) {
           const float sum = exponentials(value, counted);
           for (const std::int64_t e : counted) value[e] /= sum;
         }
@@ -193,9 +187,9 @@ inline void router_backward(int score, bool all, Ptr dprobs, Ptr logits, Ptr cho
           along += static_cast<double>(grad[e]) * static_cast<double>(value[e]);
           sum += static_cast<double>(value[e]);
         }
-        const bool divided = score == kSigmoid && (topk > 1 || all);
+        const bool divided = score == RouterScore::sigmoid && (topk > 1 || all);
         const double divisor = divided ? sum + static_cast<double>(kSumFloor) : 1.0;
-        if (score == kSoftmaxOfAll) {  // the others' probabilities depend on every logit
+        if (score == RouterScore::softmax_of_all) {  // the others' probabilities depend on every logit
           for (std::int64_t e = 0; e < experts; ++e)
             store1(out + e, static_cast<float>(-along * static_cast<double>(value[e])) * r.scale);
         } else {
@@ -203,7 +197,7 @@ inline void router_backward(int score, bool all, Ptr dprobs, Ptr logits, Ptr cho
         }
         for (const std::int64_t e : counted) {
           const auto g = static_cast<double>(grad[e]), v = static_cast<double>(value[e]);
-          const double d = score != kSigmoid
+          const double d = score != RouterScore::sigmoid
                                ? v * (g - along)
                                : (divided ? (g - along / divisor) / divisor : g) * v * (1.0 - v);
           store1(out + e, static_cast<float>(d) * r.scale);
@@ -255,9 +249,9 @@ inline std::int64_t moe_rows(Ptr map, Ptr token_of_row, Ptr expert_of_row, std::
   return experts ? end[experts - 1] : 0;
 }
 
-// y[r] = x[index[r]] * weight[r]; an index outside [0, from) gives zeros. weight: fp32, may be absent.
+// y[r] = x[index[r]] * weight[r]; an index outside [0, x_rows) gives zeros. weight: fp32, may be absent.
 inline void gather_rows(Ptr x, Ptr index, Ptr weight, Ptr y, std::int64_t rows, std::int64_t cols,
-                        std::int64_t from, int dtype) {
+                        std::int64_t x_rows, DType dtype) {
   const auto* source = as<const std::int64_t>(index);
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -266,7 +260,7 @@ inline void gather_rows(Ptr x, Ptr index, Ptr weight, Ptr y, std::int64_t rows, 
     parallel_blocks(rows, rows_per_task(2 * bytes), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t r = begin; r < end; ++r) {
         T* out = as<T>(y) + r * cols;
-        if (source[r] < 0 || source[r] >= from) {
+        if (source[r] < 0 || source[r] >= x_rows) {
           std::memset(out, 0, static_cast<std::size_t>(bytes));
           continue;
         }
@@ -288,25 +282,26 @@ inline void gather_rows(Ptr x, Ptr index, Ptr weight, Ptr y, std::int64_t rows, 
   });
 }
 
-// y[t] = sum of x[r] * weight[r] over the rows r with index[r] = t, in order of r, in fp32; t in [0, into).
+// y[t] = sum of x[r] * weight[r] over the rows r with index[r] = t, in order of r, in fp32; t in [0, y_rows).
 inline void combine_rows(Ptr x, Ptr index, Ptr weight, Ptr y, std::int64_t rows, std::int64_t cols,
-                         std::int64_t into, int dtype) {
+                         std::int64_t y_rows, DType dtype) {
   const auto* target = as<const std::int64_t>(index);
-  std::vector<std::int64_t> start(static_cast<std::size_t>(into) + 1), order(static_cast<std::size_t>(rows));
+  std::vector<std::int64_t> start(static_cast<std::size_t>(y_rows) + 1),
+      order(static_cast<std::size_t>(rows));
   for (std::int64_t r = 0; r < rows; ++r) {
-    if (target[r] >= 0 && target[r] < into) ++start[target[r] + 1];
+    if (target[r] >= 0 && target[r] < y_rows) ++start[target[r] + 1];
   }
-  for (std::int64_t t = 0; t < into; ++t) start[t + 1] += start[t];
+  for (std::int64_t t = 0; t < y_rows; ++t) start[t + 1] += start[t];
   std::vector<std::int64_t> next(start.begin(), start.end());
   for (std::int64_t r = 0; r < rows; ++r) {
-    if (target[r] >= 0 && target[r] < into) order[next[target[r]]++] = r;
+    if (target[r] >= 0 && target[r] < y_rows) order[next[target[r]]++] = r;
   }
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = cols * static_cast<std::int64_t>(sizeof(T));
     constexpr std::int64_t kWidth = 512;
-    const bool past_cache = should_stream(into * bytes);
-    parallel_blocks(into, rows_per_task(4 * bytes), [&](std::int64_t begin, std::int64_t end) {
+    const bool past_cache = should_stream(y_rows * bytes);
+    parallel_blocks(y_rows, rows_per_task(4 * bytes), [&](std::int64_t begin, std::int64_t end) {
       float sums[kWidth];
       for (std::int64_t t = begin; t < end; ++t) {
         for (std::int64_t first = 0; first < cols; first += kWidth) {
@@ -328,9 +323,9 @@ inline void combine_rows(Ptr x, Ptr index, Ptr weight, Ptr y, std::int64_t rows,
   });
 }
 
-// dots[r] = sum over the columns of a[r] * b[index[r]], fp32; 0 for an index outside [0, of).
-inline void dot_rows(Ptr a, Ptr b, Ptr index, Ptr dots, std::int64_t rows, std::int64_t cols, std::int64_t of,
-                     int dtype) {
+// dots[r] = sum over the columns of a[r] * b[index[r]], fp32; 0 for an index outside [0, b_rows).
+inline void dot_rows(Ptr a, Ptr b, Ptr index, Ptr dots, std::int64_t rows, std::int64_t cols,
+                     std::int64_t b_rows, DType dtype) {
   const auto* source = as<const std::int64_t>(index);
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -338,7 +333,7 @@ inline void dot_rows(Ptr a, Ptr b, Ptr index, Ptr dots, std::int64_t rows, std::
                     [&](std::int64_t begin, std::int64_t end) {
                       for (std::int64_t r = begin; r < end; ++r) {
                         float dot = 0.0f;
-                        if (source[r] >= 0 && source[r] < of) {
+                        if (source[r] >= 0 && source[r] < b_rows) {
                           const T* left = as<const T>(a) + r * cols;
                           const T* right = as<const T>(b) + source[r] * cols;
                           dot = sum_lines<T>(cols, [&](std::int64_t i, auto n) {

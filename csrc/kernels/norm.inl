@@ -4,7 +4,8 @@
 // The weights plus `offset` (1 for zero-centred gamma) as a scratch array beside rows of T; all `absent` when
 // there are none.
 template <class T>
-inline std::vector<float> fp32_weights(Ptr weight, int dtype, std::int64_t cols, float offset, float absent) {
+inline std::vector<float> fp32_weights(Ptr weight, DType dtype, std::int64_t cols, float offset,
+                                       float absent) {
   std::vector<float> w(static_cast<std::size_t>(cols), absent);
   if (weight) {
     visit(dtype, [&](auto tag) { fill_scratch<T>(w.data(), as<const decltype(tag)>(weight), cols, offset); });
@@ -56,7 +57,7 @@ inline void norm_forward_rows(const NormRows& rows, const T* x, const T* residua
 // y = norm(x [+ residual]) * (weight + weight_offset) [+ bias]; `sum` receives x + residual when it is given.
 inline void norm_forward(bool center, Ptr x, Ptr residual, Ptr weight, Ptr bias, Ptr sum, Ptr y, Ptr mean,
                          Ptr rstd, std::int64_t rows, std::int64_t cols, double eps, double weight_offset,
-                         int dtype, int weight_dtype) {
+                         DType dtype, DType weight_dtype) {
   if (rows == 0 || cols == 0) return;
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -117,7 +118,7 @@ inline void norm_backward_rows(const NormRows& rows, const T* dy, const T* x, co
 // are overwritten.
 inline void norm_backward(bool center, Ptr dy, Ptr x, Ptr weight, Ptr dsum, Ptr mean, Ptr rstd, Ptr dx,
                           Ptr dweight, Ptr dbias, std::int64_t rows, std::int64_t cols, double weight_offset,
-                          int dtype, int weight_dtype) {
+                          DType dtype, DType weight_dtype) {
   if (cols == 0) return;
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);

@@ -5,8 +5,8 @@
 // masters). Gradients are multiplied by grad_scale first. correction1/2 are 1 - beta^step (1 without bias
 // correction).
 inline void adam(const Pointers& params, const Pointers& grads, const Pointers& exp_avgs,
-                 const Pointers& exp_avg_sqs, const Pointers& copies, const Sizes& sizes, int grad_dtype,
-                 int copy_dtype, double lr, double beta1, double beta2, double eps, double weight_decay,
+                 const Pointers& exp_avg_sqs, const Pointers& copies, const Sizes& sizes, DType grad_dtype,
+                 DType copy_dtype, double lr, double beta1, double beta2, double eps, double weight_decay,
                  double correction1, double correction2, bool decoupled, bool maximize, double grad_scale) {
   check_list(params, sizes, "adam", "params");
   check_list(grads, sizes, "adam", "grads");
@@ -26,7 +26,7 @@ inline void adam(const Pointers& params, const Pointers& grads, const Pointers& 
   const auto epsilon = static_cast<float>(eps);
   const auto scale = static_cast<float>(maximize ? -grad_scale : grad_scale);
   visit(grad_dtype, [&](auto grad_tag) {
-    visit(copies.empty() ? kF32 : copy_dtype, [&](auto copy_tag) {
+    visit(copies.empty() ? DType::float32 : copy_dtype, [&](auto copy_tag) {
       using G = decltype(grad_tag);
       using C = decltype(copy_tag);
       parallel_for(static_cast<std::int64_t>(spans.size()), [&](std::int64_t s) {
@@ -59,7 +59,7 @@ inline void adam(const Pointers& params, const Pointers& grads, const Pointers& 
 // SGD with momentum and Nesterov's form (torch.optim.SGD); `buffers` may be empty when momentum is 0. `first`
 // is the first step, which sets the buffers to the gradient.
 inline void sgd(const Pointers& params, const Pointers& grads, const Pointers& buffers,
-                const Pointers& copies, const Sizes& sizes, int grad_dtype, int copy_dtype, double lr,
+                const Pointers& copies, const Sizes& sizes, DType grad_dtype, DType copy_dtype, double lr,
                 double momentum, double dampening, double weight_decay, bool nesterov, bool first,
                 bool maximize, double grad_scale) {
   check_list(params, sizes, "sgd", "params");
@@ -73,7 +73,7 @@ inline void sgd(const Pointers& params, const Pointers& grads, const Pointers& b
   const auto fresh = static_cast<float>(1.0 - dampening);
   const auto scale = static_cast<float>(maximize ? -grad_scale : grad_scale);
   visit(grad_dtype, [&](auto grad_tag) {
-    visit(copies.empty() ? kF32 : copy_dtype, [&](auto copy_tag) {
+    visit(copies.empty() ? DType::float32 : copy_dtype, [&](auto copy_tag) {
       using G = decltype(grad_tag);
       using C = decltype(copy_tag);
       parallel_for(static_cast<std::int64_t>(spans.size()), [&](std::int64_t s) {
@@ -102,7 +102,7 @@ inline void sgd(const Pointers& params, const Pointers& grads, const Pointers& b
 // One pass over the inputs: out = in * scale where `outs` is given (may be `ins`), the sum of squares of in *
 // scale per tensor into square_sums (float64), and whether any input is NaN or infinite as the result.
 inline bool scale_and_norm(const Pointers& ins, const Pointers& outs, Ptr square_sums, const Sizes& sizes,
-                           int in_dtype, int out_dtype, double scale) {
+                           DType in_dtype, DType out_dtype, double scale) {
   check_list(ins, sizes, "scale_and_norm", "ins");
   if (!outs.empty()) check_list(outs, sizes, "scale_and_norm", "outs");
   const auto spans = split_lists(sizes);

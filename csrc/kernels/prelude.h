@@ -16,6 +16,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "kernels/codes.h"
 #include "kernels/pool.h"
 
 #define MSK_INLINE inline __attribute__((always_inline))
@@ -28,9 +29,6 @@ struct bf16 {
 struct f16 {
   std::uint16_t bits;
 };
-
-// Codes shared with mindspeed_ms.kernels.backend.DTYPE_CODES.
-enum DType : int { kF32 = 0, kBF16 = 1, kF16 = 2 };
 
 // An address handed over by Python (tensor.data_ptr()); 0 means "not given".
 using Ptr = std::uintptr_t;

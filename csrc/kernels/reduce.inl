@@ -2,7 +2,7 @@
 #include "kernels/column_parts.inl"
 
 // y = scale * sum of all n elements.
-inline void sum_all(Ptr x, Ptr y, std::int64_t n, double scale, int dtype, int out_dtype) {
+inline void sum_all(Ptr x, Ptr y, std::int64_t n, double scale, DType dtype, DType out_dtype) {
   constexpr std::int64_t kBlock = 16 * 1024;
   std::vector<double> parts(static_cast<std::size_t>((n + kBlock - 1) / kBlock));
   visit(dtype, [&](auto tag) {
@@ -19,8 +19,8 @@ inline void sum_all(Ptr x, Ptr y, std::int64_t n, double scale, int dtype, int o
 }
 
 // y[r] = scale * sum over the columns of row r.
-inline void sum_last(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double scale, int dtype,
-                     int out_dtype) {
+inline void sum_last(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double scale, DType dtype,
+                     DType out_dtype) {
   visit(dtype, [&](auto tag) {
     visit(out_dtype, [&](auto out_tag) {
       using T = decltype(tag);
@@ -38,8 +38,8 @@ inline void sum_last(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double 
 }
 
 // y[c] = scale * sum over the rows of column c.
-inline void sum_first(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double scale, int dtype,
-                      int out_dtype) {
+inline void sum_first(Ptr x, Ptr y, std::int64_t rows, std::int64_t cols, double scale, DType dtype,
+                      DType out_dtype) {
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const RowParts split = split_rows(rows, cols, cols * static_cast<std::int64_t>(sizeof(T)));

@@ -4,6 +4,9 @@
 
 namespace mindspeed_ms::kernels {
 
-void bind_rope(pybind11::module_& m) { MSK_DEF(m, rope); }
+void bind_rope(pybind11::module_& m) {
+  MSK_DEF(m, rope, layout, backward, x, y, cos, sin, sequence, batch, heads, channels, rotary, x_sequence,
+          x_batch, x_head, y_sequence, y_batch, y_head, table_sequence, table_batch, dtype);
+}
 
 }  // namespace mindspeed_ms::kernels

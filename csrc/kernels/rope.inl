@@ -1,11 +1,5 @@
 // Rotary position embedding on the first `rotary` channels of each head; the rest is copied.
 
-enum RopeLayout : int {
-  kHalf = 0,         // pairs (i, i + rotary / 2)
-  kInterleaved = 1,  // pairs (2i, 2i + 1)
-  kToHalf = 2,       // pairs (2i, 2i + 1) on input, (i, i + rotary / 2) on output: DeepSeek's MLA
-};
-
 // Shapes and strides (in elements) of an array (sequence, batch, heads, channels); channels are adjacent.
 struct RopeArray {
   std::int64_t sequence, batch, head;
@@ -29,8 +23,8 @@ MSK_INLINE void rotate_halves(const T* x, T* y, const float* cos, const float* s
 
 template <class T>
 MSK_INLINE void rotate_pairs(const T* x, T* y, const float* cos, const float* sin, std::int64_t half,
-                             int layout, bool backward) {
-  const bool table_by_half = layout == kToHalf;
+                             RopeLayout layout, bool backward) {
+  const bool table_by_half = layout == RopeLayout::to_half;
   for (std::int64_t i = 0; i < half; ++i) {
     const std::int64_t t0 = table_by_half ? i : 2 * i;
     const std::int64_t t1 = table_by_half ? half + i : 2 * i + 1;
@@ -52,17 +46,17 @@ MSK_INLINE void rotate_pairs(const T* x, T* y, const float* cos, const float* si
 
 // x, y: (sequence, batch, heads, channels) with the given strides; cos, sin: fp32 rows of `rotary` values,
 // the row of token (s, b) at s * table_sequence + b * table_batch. `backward` applies the transpose.
-inline void rope(int layout, bool backward, Ptr x, Ptr y, Ptr cos, Ptr sin, std::int64_t sequence,
+inline void rope(RopeLayout layout, bool backward, Ptr x, Ptr y, Ptr cos, Ptr sin, std::int64_t sequence,
                  std::int64_t batch, std::int64_t heads, std::int64_t channels, std::int64_t rotary,
                  std::int64_t x_sequence, std::int64_t x_batch, std::int64_t x_head, std::int64_t y_sequence,
                  std::int64_t y_batch, std::int64_t y_head, std::int64_t table_sequence,
-                 std::int64_t table_batch, int dtype) {
+                 std::int64_t table_batch, DType dtype) {
   const RopeArray from{x_sequence, x_batch, x_head};
   const RopeArray to{y_sequence, y_batch, y_head};
   visit(dtype, [&](auto tag) {
     using T = decltype(tag);
     const auto bytes = heads * channels * static_cast<std::int64_t>(sizeof(T));
-    const bool past_cache = layout == kHalf && x != y && should_stream(sequence * batch * bytes);
+    const bool past_cache = layout == RopeLayout::half && x != y && should_stream(sequence * batch * bytes);
     const std::int64_t half = rotary / 2;
     parallel_blocks(sequence * batch, rows_per_task(2 * bytes), [&](std::int64_t begin, std::int64_t end) {
       std::vector<float> tables(static_cast<std::size_t>(4 * half));
@@ -71,7 +65,7 @@ inline void rope(int layout, bool backward, Ptr x, Ptr y, Ptr cos, Ptr sin, std:
         const std::int64_t b = token % batch;
         const float* c = as<const float>(cos) + s * table_sequence + b * table_batch;
         const float* d = as<const float>(sin) + s * table_sequence + b * table_batch;
-        if (layout == kHalf) {
+        if (layout == RopeLayout::half) {
           float* table = tables.data();
           for (const float* from : {c, c + half, d, d + half}) {
             fill_scratch<T>(table, from, half, 0.0f);
@@ -83,7 +77,7 @@ inline void rope(int layout, bool backward, Ptr x, Ptr y, Ptr cos, Ptr sin, std:
         for (std::int64_t h = 0; h < heads; ++h) {
           const T* in = as<const T>(x) + s * from.sequence + b * from.batch + h * from.head;
           T* out = as<T>(y) + s * to.sequence + b * to.batch + h * to.head;
-          if (layout == kHalf) {
+          if (layout == RopeLayout::half) {
             rotate_halves(in, out, c, d, half, backward ? -1.0f : 1.0f, past_cache);
           } else {
             rotate_pairs(in, out, c, d, half, layout, backward);

@@ -5,8 +5,10 @@
 namespace mindspeed_ms::kernels {
 
 void bind_softmax(pybind11::module_& m) {
-  MSK_DEF(m, softmax_forward);
-  MSK_DEF(m, softmax_backward);
+  MSK_DEF(m, softmax_forward, logarithm, causal, x, mask, y, rows, cols, heads, queries, stride_batch,
+          stride_head, stride_query, scale, dtype);
+  MSK_DEF(m, softmax_backward, logarithm, dy, y, mask, dx, rows, cols, heads, queries, stride_batch,
+          stride_head, stride_query, scale, dtype);
 }
 
 }  // namespace mindspeed_ms::kernels

@@ -54,7 +54,7 @@ MSK_INLINE Shifted exp_row(const T* x, const std::uint8_t* mask, float scale, st
 inline void softmax_forward(bool logarithm, bool causal, Ptr x, Ptr mask, Ptr y, std::int64_t rows,
                             std::int64_t cols, std::int64_t heads, std::int64_t queries,
                             std::int64_t stride_batch, std::int64_t stride_head, std::int64_t stride_query,
-                            double scale, int dtype) {
+                            double scale, DType dtype) {
   if (rows == 0 || cols == 0) return;
   const SoftmaxMask where{
       as<const std::uint8_t>(mask), stride_batch, stride_head, stride_query, heads, queries};
@@ -101,7 +101,7 @@ inline void softmax_forward(bool logarithm, bool causal, Ptr x, Ptr mask, Ptr y,
 inline void softmax_backward(bool logarithm, Ptr dy, Ptr y, Ptr mask, Ptr dx, std::int64_t rows,
                              std::int64_t cols, std::int64_t heads, std::int64_t queries,
                              std::int64_t stride_batch, std::int64_t stride_head, std::int64_t stride_query,
-                             double scale, int dtype) {
+                             double scale, DType dtype) {
   if (rows == 0 || cols == 0) return;
   const SoftmaxMask where{
       as<const std::uint8_t>(mask), stride_batch, stride_head, stride_query, heads, queries};

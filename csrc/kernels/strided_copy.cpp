@@ -1,9 +1,8 @@
-#include "kernels/strided_copy.h"
-
 #include <pybind11/stl.h>
 
 #include "kernels/bind.h"
 #include "kernels/pool.h"
+#include "kernels/prelude.h"
 
 namespace mindspeed_ms::kernels {
 namespace {
@@ -78,8 +77,10 @@ void copy_items(const T* from, T* to, std::vector<std::int64_t> shape, std::vect
 
 }  // namespace
 
-void copy_to_contiguous(Ptr from, Ptr to, std::vector<std::int64_t> shape, std::vector<std::int64_t> strides,
-                        std::int64_t item) {
+// Copies a strided array into a contiguous one of the same shape; strides in elements, `item` bytes an
+// element (1, 2, 4 or 8). Transposes go through tiles that fit the cache.
+void copy_to_contiguous(Ptr source, Ptr target, std::vector<std::int64_t> shape,
+                        std::vector<std::int64_t> strides, std::int64_t item) {
   if (shape.size() != strides.size()) {
     throw std::invalid_argument("copy_to_contiguous: shape and strides differ in length");
   }
@@ -89,37 +90,38 @@ void copy_to_contiguous(Ptr from, Ptr to, std::vector<std::int64_t> shape, std::
   collapse(shape, strides);
   switch (item) {
     case 1:
-      return copy_items(as<const std::uint8_t>(from), as<std::uint8_t>(to), shape, strides);
+      return copy_items(as<const std::uint8_t>(source), as<std::uint8_t>(target), shape, strides);
     case 2:
-      return copy_items(as<const std::uint16_t>(from), as<std::uint16_t>(to), shape, strides);
+      return copy_items(as<const std::uint16_t>(source), as<std::uint16_t>(target), shape, strides);
     case 4:
-      return copy_items(as<const std::uint32_t>(from), as<std::uint32_t>(to), shape, strides);
+      return copy_items(as<const std::uint32_t>(source), as<std::uint32_t>(target), shape, strides);
     case 8:
-      return copy_items(as<const std::uint64_t>(from), as<std::uint64_t>(to), shape, strides);
+      return copy_items(as<const std::uint64_t>(source), as<std::uint64_t>(target), shape, strides);
   }
   throw std::invalid_argument("copy_to_contiguous: elements of " + std::to_string(item) + " bytes");
 }
 
-// `rows` runs of `width` bytes, `from_step` and `to_step` bytes apart.
-void copy_rows(Ptr from, Ptr to, std::int64_t rows, std::int64_t width, std::int64_t from_step,
-               std::int64_t to_step) {
-  if (rows > 1 && width == from_step && width == to_step) return copy_rows(from, to, 1, rows * width, 0, 0);
+// `rows` runs of `width` bytes, `source_step` and `target_step` bytes apart.
+void copy_rows(Ptr source, Ptr target, std::int64_t rows, std::int64_t width, std::int64_t source_step,
+               std::int64_t target_step) {
+  if (rows > 1 && width == source_step && width == target_step)
+    return copy_rows(source, target, 1, rows * width, 0, 0);
   constexpr std::int64_t kTask = 256 * 1024;
   const std::int64_t across = std::max<std::int64_t>((width + kTask - 1) / kTask, 1);
-  parallel_blocks(
-      rows * across, rows_per_task(std::min(width, kTask)), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t task = begin; task < end; ++task) {
-          const std::int64_t row = task / across, at = task % across * kTask;
-          std::memcpy(as<char>(to) + row * to_step + at, as<const char>(from) + row * from_step + at,
-                      static_cast<std::size_t>(std::min(kTask, width - at)));
-        }
-      });
+  parallel_blocks(rows * across, rows_per_task(std::min(width, kTask)),
+                  [&](std::int64_t begin, std::int64_t end) {
+                    for (std::int64_t task = begin; task < end; ++task) {
+                      const std::int64_t row = task / across, at = task % across * kTask;
+                      std::memcpy(as<char>(target) + row * target_step + at,
+                                  as<const char>(source) + row * source_step + at,
+                                  static_cast<std::size_t>(std::min(kTask, width - at)));
+                    }
+                  });
 }
 
 void bind_strided_copy(pybind11::module_& m) {
-  const pybind11::call_guard<pybind11::gil_scoped_release> nogil;
-  m.def("copy_to_contiguous", &copy_to_contiguous, nogil);
-  m.def("copy_rows", &copy_rows, nogil);
+  MINDSPEED_MS_DEFINE(m, "copy_to_contiguous", &copy_to_contiguous, source, target, shape, strides, item);
+  MINDSPEED_MS_DEFINE(m, "copy_rows", &copy_rows, source, target, rows, width, source_step, target_step);
 }
 
 }  // namespace mindspeed_ms::kernels

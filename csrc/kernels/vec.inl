@@ -286,20 +286,18 @@ MSK_INLINE vf max_or_second(vf a, vf b) { return a > b ? a : b; }
 
 // f(T{}) with the storage type that `dtype` names.
 template <class F>
-MSK_INLINE void visit(int dtype, F&& f) {
+MSK_INLINE void visit(DType dtype, F&& f) {
   switch (dtype) {
-    case kF32:
+    case DType::float32:
       f(float{});
       return;
-    case kBF16:
+    case DType::bfloat16:
       f(bf16{});
       return;
-    case kF16:
+    case DType::float16:
       f(f16{});
       return;
   }
-  throw std::invalid_argument("native kernels take float32, bfloat16 and float16 only (got dtype code " +
-                              std::to_string(dtype) + ")");
 }
 
 // f(std::true_type / std::false_type): turns a run-time flag into a compile-time one.
