@@ -115,14 +115,6 @@ ROUTE = _choice(
     "`host`: torch's CPU kernels, the reference; the others: that kind wherever there is one",
 )
 TARGET = _choice("TARGET", ("CPU", "Ascend"), "CPU", "where MindSpore runs")
-MEMORY: Setting[str | None] = Setting(
-    f"{PREFIX}MEMORY",
-    None,
-    _one_of(("host", "opaque")),
-    ("host", "opaque"),
-    "`opaque` is the memory model of Ascend, selectable on CPU for testing",
-    stands_for="host, on Ascend opaque",
-)
 COVERAGE = _path(
     "COVERAGE", "a file", "at exit, calls and time per operator and route go there", "nothing is written"
 )

@@ -28,7 +28,7 @@ def enable(register_operators: Callable[[], None]) -> None:
 
     Environment:
         LOCAL_WORLD_SIZE: number of npu devices that this process sees (ranks of this host), 1 by default.
-        TARGET and MEMORY of :mod:`mindspeed_ms.config.settings`.
+        TARGET of :mod:`mindspeed_ms.config.settings`.
 
     Raises:
         ValueError: an environment variable has a value that is not possible.
@@ -37,6 +37,8 @@ def enable(register_operators: Callable[[], None]) -> None:
     if _enabled:
         return
     _runtime.set_device_count(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    _runtime.set_target(mindspore.target())
+    _runtime.set_opaque_memory(mindspore.target() == "Ascend")
     _runtime.register_device()
 
     def initialize() -> None:
@@ -46,7 +48,6 @@ def enable(register_operators: Callable[[], None]) -> None:
 
     _runtime.set_initializer(initialize)
     _runtime.set_mindspore_starter(mindspore.start)
-    mindspore.choose_memory()
     torch.utils.rename_privateuse1_backend("npu")
     torch._register_device_module("npu", npu)
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)

@@ -21,5 +21,5 @@ def exportable(tensor: torch.Tensor, copy: bool | None = None, **_options: Any) 
     if not _runtime.opaque_memory():
         return _runtime.host_alias(tensor)
     if copy is False:
-        raise BufferError("npu memory is opaque (MINDSPEED_MS_MEMORY): only a copy can be exported.")
+        raise BufferError("npu memory is opaque on Ascend: only a copy can be exported.")
     return tensor.cpu()

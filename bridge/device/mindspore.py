@@ -40,17 +40,6 @@ def target() -> str:
     return settings.TARGET.value
 
 
-def choose_memory() -> None:
-    """Tells the C++ runtime the target and its kind of memory: opaque on Ascend and where
-    MINDSPEED_MS_MEMORY=opaque asks for it, host memory else.
-    """
-    kind = settings.MEMORY.value or ("opaque" if target() == "Ascend" else "host")
-    if kind == "host" and target() == "Ascend":
-        raise ValueError("MINDSPEED_MS_MEMORY=host is for the CPU target: Ascend memory is not host memory.")
-    _runtime.set_opaque_memory(kind == "opaque")
-    _runtime.set_target(target())
-
-
 _started = False
 
 

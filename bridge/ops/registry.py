@@ -102,6 +102,8 @@ def lowering(*names: str, dtypes: Iterable[torch.dtype], **options: Any) -> Call
 def register_all() -> None:
     """Registers the table with torch's dispatcher. Once per process."""
     for entry in table.values():
+        if entry.mindspore is None and _runtime.opaque_memory():
+            continue  # csrc kernels take addresses; torch's composite, or what copies on the device, runs
         entry.handle = _runtime.Lowering(
             entry.name,
             mindspore=entry.mindspore,

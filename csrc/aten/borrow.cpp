@@ -3,6 +3,7 @@
 #include <ATen/dlpack.h>
 #include <pybind11/numpy.h>
 
+#include <array>
 #include <unordered_map>
 
 #include "runtime/opaque.h"
@@ -15,7 +16,10 @@ namespace {
 struct MindSpore {
   py::object from_dlpack, from_numpy;
   std::unordered_map<PyObject*, at::ScalarType> dtypes;  // keys kept alive by MindSpore: they are singletons
-  PyObject *data_ptr, *dtype, *shape, *is_contiguous, *contiguous;  // interned names
+  std::array<PyObject*, static_cast<size_t>(at::ScalarType::NumOptions)> of_torch{};  // the same, reversed
+  // Interned names.
+  PyObject *data_ptr = nullptr, *dtype = nullptr, *shape = nullptr, *is_contiguous = nullptr,
+           *contiguous = nullptr;
 };
 MindSpore* g_ms = nullptr;
 
@@ -45,10 +49,11 @@ DLDataType dl_type(at::ScalarType t) {
   TORCH_CHECK_NOT_IMPLEMENTED(false, "MindSpore cannot borrow a tensor of dtype ", t);
 }
 
-py::object lend_dlpack(const at::Tensor& t, const HostMemory& memory) {
+// `owner`: the storage that keeps t's memory alive.
+py::object lend_dlpack(const at::Tensor& t, const c10::Storage& owner) {
   auto owned = std::make_unique<Export>();
   const auto n = t.dim();
-  owned->owner = memory.cpu();
+  owned->owner = owner;
   owned->shape_strides.append(t.sizes().begin(), t.sizes().end());
   owned->shape_strides.append(t.strides().begin(), t.strides().end());
   auto& dl = owned->managed.dl_tensor;
@@ -85,11 +90,12 @@ py::object lend_bool(const at::Tensor& t, const HostMemory& memory) {
 }  // namespace
 
 void set_mindspore(py::object from_dlpack, py::object from_numpy, py::dict dtypes) {
-  auto* ms = new MindSpore{
-      std::move(from_dlpack), std::move(from_numpy), {}, nullptr, nullptr, nullptr, nullptr, nullptr};
+  auto* ms = new MindSpore{std::move(from_dlpack), std::move(from_numpy)};
   for (auto [ms_dtype, number] : dtypes) {
     ms_dtype.inc_ref();
-    ms->dtypes[ms_dtype.ptr()] = static_cast<at::ScalarType>(py::cast<int>(number));
+    const int scalar_type = py::cast<int>(number);
+    ms->dtypes[ms_dtype.ptr()] = static_cast<at::ScalarType>(scalar_type);
+    ms->of_torch.at(scalar_type) = ms_dtype.ptr();
   }
   ms->data_ptr = PyUnicode_InternFromString("data_ptr");
   ms->dtype = PyUnicode_InternFromString("dtype");
@@ -112,6 +118,12 @@ at::ScalarType scalar_type_of(py::handle ms_dtype) {
   return it->second;
 }
 
+py::object lend_host(const at::Tensor& cpu) { return lend_dlpack(cpu, cpu.storage()); }
+
+PyObject* mindspore_dtype(at::ScalarType dtype) {
+  return mindspore().of_torch[static_cast<size_t>(dtype)];
+}
+
 py::object lend_to_mindspore(const at::Tensor& t) {
   if (opaque_memory()) return py::reinterpret_steal<py::object>(opaque_lend(t));
   auto& memory = host_memory_of(*t.storage().unsafeGetStorageImpl());
@@ -119,7 +131,7 @@ py::object lend_to_mindspore(const at::Tensor& t) {
   if (whole && memory.lent && memory.lent_dtype == t.scalar_type() && t.sizes() == memory.lent_sizes) {
     return py::reinterpret_borrow<py::object>(memory.lent);
   }
-  auto out = t.scalar_type() == at::kBool ? lend_bool(t, memory) : lend_dlpack(t, memory);
+  auto out = t.scalar_type() == at::kBool ? lend_bool(t, memory) : lend_dlpack(t, memory.cpu());
   if (whole) {
     Py_XDECREF(memory.lent);
     memory.lent = py::object(out).release().ptr();
@@ -133,7 +145,10 @@ at::Tensor adopt_from_mindspore(py::handle handle, c10::DeviceIndex device) {
   auto& ms = mindspore();
   auto result = py::reinterpret_borrow<py::object>(handle);
   auto get = [&](PyObject* name) {
-    return py::reinterpret_steal<py::object>(PyObject_GetAttr(result.ptr(), name));
+    // An operator that failed may say so only here, where its result is looked at.
+    auto out = py::reinterpret_steal<py::object>(PyObject_GetAttr(result.ptr(), name));
+    if (!out) throw py::error_already_set();
+    return out;
   };
   auto invoke = [&](PyObject* name) {
     auto out = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(result.ptr(), name));

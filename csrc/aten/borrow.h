@@ -17,6 +17,12 @@ pybind11::object lend_to_mindspore(const at::Tensor& t);
 // GIL.
 at::Tensor adopt_from_mindspore(pybind11::handle result, c10::DeviceIndex device);
 
+// ms.Tensor over the memory of a CPU tensor, no copy. Needs the GIL.
+pybind11::object lend_host(const at::Tensor& cpu);
+
+// MindSpore's dtype object for a torch dtype (borrowed), nullptr if it has none.
+PyObject* mindspore_dtype(at::ScalarType dtype);
+
 // torch scalar type of an ms.Tensor's dtype.
 at::ScalarType scalar_type_of(pybind11::handle ms_dtype);
 

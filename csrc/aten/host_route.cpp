@@ -9,6 +9,7 @@
 
 #include "aten/op_info.h"
 #include "aten/routes.h"
+#include "runtime/bus.h"
 #include "runtime/generator.h"
 #include "runtime/opaque.h"
 
@@ -49,6 +50,7 @@ class HostCall {
       : op_(op), info_(info), stack_(stack), begin_(stack.size() - info.args.size()) {}
 
   void run(Reason why) {
+    BusCause cause(info_.name);
     find_device();
     for (size_t i = 0; i < info_.args.size(); ++i) lend_argument(stack_[begin_ + i], info_.args[i]);
     {

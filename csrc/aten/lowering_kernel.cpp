@@ -181,11 +181,11 @@ class Kernel final : public c10::OperatorKernel {
     // Not through autograd: this is the kernel below it, and csrc kernels call torch themselves.
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     py::object result;
+    py::tuple args(count);
     const bool direct = route == Route::Csrc && writes_directly(stack, begin, seen);
     {
       std::optional<MindSporeLock> lock;
       if (route == Route::MindSpore) lock.emplace();
-      py::tuple args(count);
       for (size_t i = 0; i < count; ++i) {
         const bool cast = lowering_->promotes && i >= lowering_->key_arg &&
                           !(route == Route::Csrc && widens(stack, begin, i));
@@ -219,7 +219,7 @@ class Kernel final : public c10::OperatorKernel {
     }
     std::vector<at::Tensor> results;
     std::optional<py::object> plain;
-    collect(result, seen, results, plain, stack, begin);
+    collect(result, seen, results, plain, stack, begin, args);
     finish(op, info, stack, begin, result, std::move(results), plain);
     return true;
   }
@@ -276,10 +276,11 @@ class Kernel final : public c10::OperatorKernel {
 
   // Turns what the kernel returned into npu tensors; anything else (a bool, a number) is left in `plain`.
   void collect(py::handle result, const Inspection& seen, std::vector<at::Tensor>& results,
-               std::optional<py::object>& plain, const torch::jit::Stack& stack, size_t begin) const {
+               std::optional<py::object>& plain, const torch::jit::Stack& stack, size_t begin,
+               const py::tuple& args) const {
     if (PyTuple_Check(result.ptr()) || PyList_Check(result.ptr())) {
       for (auto item : py::reinterpret_borrow<py::sequence>(result))
-        collect(item, seen, results, plain, stack, begin);
+        collect(item, seen, results, plain, stack, begin, args);
     } else if (result.is_none()) {
       results.emplace_back();
     } else if (THPVariable_Check(result.ptr())) {
@@ -288,13 +289,25 @@ class Kernel final : public c10::OperatorKernel {
       plain = py::reinterpret_borrow<py::object>(result);
     } else {
       auto out = adopt_from_mindspore(result, seen.device);
-      results.push_back(shares_memory(out, stack, begin) ? out.clone() : out);
+      const bool shared = opaque_memory() ? is_among(result, args) : shares_memory(out, stack, begin);
+      results.push_back(shared ? out.clone() : out);
     }
+  }
+
+  // Opaque memory has no addresses to compare without waiting for MindSpore; what it hands back is the very
+  // ms.Tensor that was lent. (A lowering must not end in a view of an argument.)
+  static bool is_among(py::handle result, const py::tuple& args) {
+    for (auto arg : args) {
+      if (arg.is(result)) return true;
+      if (!PyList_Check(arg.ptr())) continue;
+      for (auto item : py::reinterpret_borrow<py::list>(arg))
+        if (item.is(result)) return true;
+    }
+    return false;
   }
 
   // MindSpore may hand an input back (a cast to the same dtype, a reshape): torch expects fresh memory.
   static bool shares_memory(const at::Tensor& out, const torch::jit::Stack& stack, size_t begin) {
-    if (opaque_memory()) return false;  // its flatten hook copies shared results
     auto* p = static_cast<const char*>(out.storage().data());
     auto inside = [&](const at::Tensor& t) {
       if (!t.defined() || t.device().type() != kNpu) return false;

@@ -16,7 +16,6 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "aten/host_route.h"
 #include "runtime/memory.h"
 
 namespace mindspeed_ms {
@@ -145,8 +144,6 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_has_compatible_shallow_copy_type", TORCH_FN(has_compatible_shallow_copy_type));
   m.impl("_efficientzerotensor", TORCH_FN(efficient_zero_tensor));
   m.impl("record_stream", TORCH_FN(record_stream));
-  // torch's composite copy_ knows its own devices only.
-  m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&host_fallback>());
 }
 
 TORCH_LIBRARY_IMPL(aten, CPU, m) {

@@ -11,6 +11,9 @@ namespace {
 
 c10::DeviceIndex g_count = 1;
 thread_local c10::DeviceIndex tls_current = 0;
+// On Ascend: the one card of this process, whatever the thread. MindSpore cannot change it.
+bool g_one_card = false;
+std::atomic<c10::DeviceIndex> g_card{0};
 std::atomic<bool> g_initialized{false};
 std::atomic<bool> g_bad_fork{false};
 PyObject* g_initializer = nullptr;  // guarded by the GIL
@@ -29,11 +32,24 @@ void set_device_count(c10::DeviceIndex count) {
   g_count = count;
 }
 
-c10::DeviceIndex current_device() noexcept { return tls_current; }
+void use_one_card(c10::DeviceIndex card) {
+  check_index(card);
+  g_one_card = true;
+  g_card = card;
+}
+
+c10::DeviceIndex current_device() noexcept { return g_one_card ? g_card.load() : tls_current; }
 
 void set_current_device(c10::DeviceIndex index) {
   check_index(index);
-  tls_current = index;
+  if (!g_one_card) {
+    tls_current = index;
+    return;
+  }
+  TORCH_CHECK(!g_initialized || index == g_card, "npu:", static_cast<int>(index), " was asked for, but this ",
+              "process runs on npu:", static_cast<int>(g_card.load()), " already and keeps to one card: call ",
+              "torch.cuda.set_device before the first tensor on the device, and start one process per card.");
+  g_card = index;
 }
 
 c10::DeviceIndex exchange_device(c10::DeviceIndex index) {

@@ -12,6 +12,9 @@ constexpr c10::DeviceType kNpu = c10::DeviceType::PrivateUse1;
 c10::DeviceIndex device_count() noexcept;
 void set_device_count(c10::DeviceIndex count);
 
+// This process has one card for all its threads; it can be chosen until the first use of the device.
+void use_one_card(c10::DeviceIndex card);
+
 // Current device of this thread.
 c10::DeviceIndex current_device() noexcept;
 void set_current_device(c10::DeviceIndex index);

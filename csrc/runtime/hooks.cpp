@@ -10,6 +10,7 @@
 #include "runtime/device.h"
 #include "runtime/generator.h"
 #include "runtime/memory.h"
+#include "runtime/opaque.h"
 
 namespace mindspeed_ms {
 namespace {
@@ -50,14 +51,17 @@ class NpuAllocator final : public c10::DeviceAllocator {
   void resetPeakStats(c10::DeviceIndex device) override { reset_peak_memory(device); }
 };
 
-// Pinned memory is ordinary host memory here; the ranges are remembered so that is_pinned() tells the truth.
+// Pinned memory: ordinary host memory on the CPU target, MindSpore's on Ascend. The ranges are remembered so
+// that is_pinned() tells the truth.
 class PinnedAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t nbytes) override {
-    void* data = c10::alloc_cpu(nbytes);
+    if (opaque_memory()) ensure_initialized();
+    PinnedBlock block{nbytes};
+    void* data = opaque_memory() && nbytes ? pin_host(nbytes, &block.owner) : c10::alloc_cpu(nbytes);
     if (data) {
       std::lock_guard<std::mutex> lock(mutex_);
-      ranges_[reinterpret_cast<uintptr_t>(data)] = nbytes;
+      ranges_[reinterpret_cast<uintptr_t>(data)] = block;
     }
     return {data, data, &PinnedAllocator::free, c10::Device(c10::DeviceType::CPU)};
   }
@@ -70,7 +74,7 @@ class PinnedAllocator final : public c10::Allocator {
     auto it = ranges_.upper_bound(address);
     if (it == ranges_.begin()) return false;
     --it;
-    return address < it->first + it->second;
+    return address < it->first + it->second.nbytes;
   }
   static PinnedAllocator& get() {
     static auto* allocator = new PinnedAllocator;  // outlives every tensor
@@ -80,14 +84,26 @@ class PinnedAllocator final : public c10::Allocator {
  private:
   static void free(void* data) {
     auto& self = get();
+    PyObject* owner = nullptr;
     {
       std::lock_guard<std::mutex> lock(self.mutex_);
-      self.ranges_.erase(reinterpret_cast<uintptr_t>(data));
+      auto it = self.ranges_.find(reinterpret_cast<uintptr_t>(data));
+      if (it != self.ranges_.end()) {
+        owner = it->second.owner;
+        self.ranges_.erase(it);
+      }
     }
-    c10::free_cpu(data);
+    if (owner)
+      release_object(owner);
+    else
+      c10::free_cpu(data);
   }
+  struct PinnedBlock {
+    size_t nbytes;
+    PyObject* owner = nullptr;  // MindSpore's tensor over it
+  };
   mutable std::mutex mutex_;
-  std::map<uintptr_t, size_t> ranges_;
+  std::map<uintptr_t, PinnedBlock> ranges_;
 };
 
 struct Hooks final : at::PrivateUse1HooksInterface {

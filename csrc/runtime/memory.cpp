@@ -25,14 +25,13 @@ void raise(std::atomic<int64_t>& peak, int64_t now) {
   }
 }
 
-// Storages die on any thread, with or without the GIL, and after the interpreter has gone.
-void release(PyObject* object) {
+}  // namespace
+
+void release_object(PyObject* object) {
   if (!object || !Py_IsInitialized()) return;
   py::gil_scoped_acquire gil;
   Py_DECREF(object);
 }
-
-}  // namespace
 
 MemoryStats& memory_stats(c10::DeviceIndex device) { return g_stats.at(device); }
 
@@ -64,10 +63,9 @@ Memory::~Memory() {
 HostMemory::HostMemory(c10::Storage cpu, c10::DeviceIndex device)
     : Memory(cpu.nbytes(), device), cpu_(std::move(cpu)) {}
 
-HostMemory::~HostMemory() { release(lent); }
+HostMemory::~HostMemory() { release_object(lent); }
 
-OpaqueMemory::OpaqueMemory(PyObject* flat_, at::ScalarType dtype_, size_t nbytes, c10::DeviceIndex device)
-    : Memory(nbytes, device), flat(flat_), dtype(dtype_) {
+OpaqueMemory::OpaqueMemory(size_t nbytes, c10::DeviceIndex device) : Memory(nbytes, device) {
   constexpr size_t page = 4096;
   reserved_ = (std::max<size_t>(nbytes, 1) + page - 1) / page * page;
   address_ = mmap(nullptr, reserved_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -77,7 +75,8 @@ OpaqueMemory::OpaqueMemory(PyObject* flat_, at::ScalarType dtype_, size_t nbytes
 
 OpaqueMemory::~OpaqueMemory() {
   munmap(address_, reserved_);
-  release(flat);
+  release_object(retyped);
+  release_object(flat);
 }
 
 bool opaque_memory() { return g_opaque; }
@@ -93,7 +92,7 @@ c10::DataPtr make_data_ptr(OpaqueMemory* memory, c10::DeviceIndex device) {
 
 c10::DataPtr allocate_bytes(size_t nbytes, c10::DeviceIndex device) {
   if (g_opaque) {
-    return make_data_ptr(new OpaqueMemory(nullptr, at::ScalarType::Undefined, nbytes, device), device);
+    return make_data_ptr(new OpaqueMemory(nbytes, device), device);
   }
   c10::Storage cpu(c10::Storage::use_byte_size_t(), nbytes, block_cache::allocator(), /*resizable=*/true);
   return make_data_ptr(new HostMemory(std::move(cpu), device), device);

@@ -61,22 +61,29 @@ class HostMemory final : public Memory {
 // reserved but not readable, so that code which looks behind the tensor fails at once.
 class OpaqueMemory final : public Memory {
  public:
-  OpaqueMemory(PyObject* flat, at::ScalarType dtype, size_t nbytes, c10::DeviceIndex device);
+  OpaqueMemory(size_t nbytes, c10::DeviceIndex device);
   ~OpaqueMemory() override;
 
   void* address() const { return address_; }
 
-  PyObject* flat;        // owned; 1-D ms.Tensor of `dtype`, nullptr until first written
-  at::ScalarType dtype;  // element type of `flat`
+  // Guarded by the GIL. ms.Tensors have one dtype each: `flat` has that of the first use, before which there
+  // is no memory; `retyped` is the same memory under the dtype of the last use that was another.
+  PyObject* flat = nullptr;     // owned; contiguous from the start of its memory
+  PyObject* retyped = nullptr;  // owned
+  at::ScalarType dtype = at::ScalarType::Undefined, retyped_dtype = at::ScalarType::Undefined;
+  size_t numel = 0;  // of `flat`
 
  private:
   void* address_;
   size_t reserved_;
 };
 
-// True if new npu memory is opaque (always on Ascend; selectable on the CPU target to test that code path).
+// True if npu memory is opaque: on Ascend.
 bool opaque_memory();
 void set_opaque_memory(bool on);
+
+// Drops a reference: storages die on any thread, with or without the GIL, and after the interpreter has gone.
+void release_object(PyObject* object);
 
 c10::DataPtr make_data_ptr(HostMemory* memory, c10::DeviceIndex device);
 c10::DataPtr make_data_ptr(OpaqueMemory* memory, c10::DeviceIndex device);

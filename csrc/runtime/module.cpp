@@ -6,16 +6,19 @@
 #include "aten/lowering.h"
 #include "aten/routes_bind.h"
 #include "runtime/block_cache.h"
+#include "runtime/bus.h"
 #include "runtime/device.h"
 #include "runtime/generator.h"
 #include "runtime/memory.h"
 #include "runtime/opaque.h"
+#include "runtime/streams.h"
 
 namespace py = pybind11;
 
 namespace mindspeed_ms {
 
 void register_device();
+void register_copies();
 void register_cuda_name_guard();
 void register_cuda_redirect();
 
@@ -26,6 +29,7 @@ void bind_device(py::module_& m) {
       "register_device",
       [] {
         register_device();
+        register_copies();
         register_host_kernels();
       },
       "Registers allocator, hooks and host kernels of the npu device with torch.");
@@ -46,6 +50,17 @@ void bind_device(py::module_& m) {
   m.def("set_device", [](int d) { set_current_device(static_cast<c10::DeviceIndex>(d)); });
   m.def("exchange_device",
         [](int d) { return static_cast<int>(exchange_device(static_cast<c10::DeviceIndex>(d))); });
+  m.def("use_one_card", [](int d) { use_one_card(static_cast<c10::DeviceIndex>(d)); },
+        "This process has one card, `d` until set_device says otherwise before the first use.");
+  m.def(
+      "draw_philox",
+      [](const std::optional<at::Generator>& generator, int device, uint64_t count) {
+        const auto& g = generator ? *generator : default_generator(static_cast<c10::DeviceIndex>(device));
+        TORCH_CHECK(g.device().type() == kNpu, "Expected a 'npu' device type for generator but found '",
+                    g.device().type(), "'");
+        return g.get<NpuGenerator>()->draw_philox(count);
+      },
+      "(seed, offset) of the next `count` numbers of each element.");
   m.def("default_generator", [](int d) { return default_generator(static_cast<c10::DeviceIndex>(d)); });
   m.def("engine_of", &engine_of,
         "The CPU generator behind an npu generator; drawing from it needs no device.");
@@ -75,8 +90,43 @@ void bind_opaque(py::module_& m) {
   m.def("set_opaque_hooks", [](const py::dict& hooks) {
     auto& h = opaque_hooks();
     auto take = [&](const char* name) { return py::object(hooks[name]).release().ptr(); };
-    h = {take("to_host"), take("from_host"), take("view"), take("write"), take("flatten")};
+    h = {take("allocate"), take("view"),       take("retype"),  take("copy"),       take("fill"),
+         take("settle"),   take("write_host"), take("to_host"), take("pin"),
+         take("synchronize")};
   });
+}
+
+void bind_streams(py::module_& m) {
+  m.def("set_stream_hooks", [](const py::dict& hooks) {
+    auto take = [&](const char* name) { return py::object(hooks[name]).release().ptr(); };
+    stream_hooks() = {take("make"),   take("enter"), take("query"),       take("synchronize"),
+                      take("record"), take("wait"),  take("event_query"), take("event_synchronize"),
+                      take("elapsed")};
+  });
+  m.def("elapsed_milliseconds", &elapsed_milliseconds, "Between two events, as torch.Event.event_id names them.");
+  m.def("synchronize_device", &opaque_synchronize, "Waits for all streams of an Ascend device.");
+}
+
+void bind_bus(py::module_& m) {
+  m.def(
+      "bus_counters",
+      [] {
+        py::dict out;
+        for (auto& [cause, t] : bus_rows()) {
+          py::dict row;
+          row["to_device_calls"] = t.to_device_calls;
+          row["to_device_bytes"] = t.to_device_bytes;
+          row["to_host_calls"] = t.to_host_calls;
+          row["to_host_bytes"] = t.to_host_bytes;
+          row["synchronizations"] = t.synchronizations;
+          out[py::str(cause)] = row;
+        }
+        return out;
+      },
+      "{cause: counts} of what crossed between host and device since the last reset, and of the times that "
+      "the host waited for the device. Empty where npu memory is host memory.");
+  m.def("reset_bus_counters", &reset_bus);
+  m.def("count_synchronization", &count_synchronization);
 }
 
 void bind_borrow(py::module_& m) {
@@ -102,6 +152,8 @@ PYBIND11_MODULE(_runtime, m) {
   m.doc() = "The npu device for torch: memory, generator, routes, borrowing to and from MindSpore.";
   bind_device(m);
   bind_opaque(m);
+  bind_streams(m);
+  bind_bus(m);
   bind_routes(m);
   bind_borrow(m);
   bind_lowerings(m);

@@ -1,106 +1,136 @@
 #include "runtime/opaque.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
+#include <ATen/ops/empty_strided.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
+
+#include <mutex>
+
+#include "aten/borrow.h"
+#include "runtime/bus.h"
+#include "runtime/streams.h"
 
 namespace py = pybind11;
 
 namespace mindspeed_ms {
 namespace {
 
-py::object call(PyObject* fn, py::args args) {
+template <typename... Args>
+py::object call(PyObject* fn, Args&&... args) {
   TORCH_CHECK(fn, "opaque npu memory was used before its hooks were installed (mindspeed_ms.device.opaque).");
-  return py::reinterpret_borrow<py::object>(fn)(*args);
+  return py::reinterpret_borrow<py::object>(fn)(std::forward<Args>(args)...);
 }
 
-at::Tensor to_torch(const py::object& o) { return py::cast<at::Tensor>(o); }
-
-OpaqueMemory& opaque_memory_of(const c10::StorageImpl& storage) {
-  return static_cast<OpaqueMemory&>(memory_of(storage));
-}
-
-// Bytes of `memory` as a CPU tensor of `dtype`, of which the storage holds nbytes / itemsize elements.
-at::Tensor bytes_on_host(OpaqueMemory& memory, at::ScalarType dtype, size_t nbytes) {
-  const auto options = at::TensorOptions().dtype(dtype);
-  const int64_t numel = static_cast<int64_t>(nbytes / at::elementSize(dtype));
-  if (!memory.flat) return at::zeros({numel}, options);
-  auto host = to_torch(call(opaque_hooks().to_host, py::make_tuple(py::handle(memory.flat))));
-  if (memory.dtype == dtype) return host;
-  auto out = at::zeros({numel}, options);
-  std::memcpy(out.data_ptr(), host.const_data_ptr(), std::min<size_t>(host.nbytes(), out.nbytes()));
+py::tuple to_tuple(at::IntArrayRef values) {
+  py::tuple out(values.size());
+  for (size_t i = 0; i < values.size(); ++i) out[i] = values[i];
   return out;
 }
 
-void set_flat(OpaqueMemory& memory, const py::object& flat, at::ScalarType dtype) {
-  Py_XDECREF(memory.flat);
-  memory.flat = flat.inc_ref().ptr();
-  memory.dtype = dtype;
+OpaqueMemory& opaque_memory_of(const at::Tensor& t) { return static_cast<OpaqueMemory&>(memory_of(t)); }
+
+at::ScalarType integer_of(at::ScalarType dtype) {
+  switch (c10::elementSize(dtype)) {
+    case 1:
+      return at::kByte;
+    case 2:
+      return at::kShort;
+    case 4:
+      return at::kInt;
+    case 8:
+      return at::kLong;
+    default:
+      TORCH_CHECK_TYPE(false, dtype, " has no MindSpore counterpart.");
+  }
 }
 
-// Makes `memory` hold a flat ms.Tensor of `dtype`. MindSpore tensors have one dtype, so a storage that is
-// read under another one (Tensor.view(dtype)) is converted through the host.
-void require_dtype(OpaqueMemory& memory, at::ScalarType dtype, size_t nbytes) {
-  if (memory.flat && memory.dtype == dtype) return;
-  set_flat(memory, call(opaque_hooks().from_host, py::make_tuple(bytes_on_host(memory, dtype, nbytes))),
-           dtype);
+// The dtype under which elements are moved: integers of the same width where MindSpore has no such type.
+at::ScalarType carrier(at::ScalarType dtype) {
+  return mindspore_dtype(dtype) ? dtype : integer_of(dtype);
 }
 
-template <typename... Args>
-py::object with_view(PyObject* hook, const at::Tensor& t, Args&&... extra) {
-  auto& storage = *t.storage().unsafeGetStorageImpl();
-  auto& memory = opaque_memory_of(storage);
-  require_dtype(memory, t.scalar_type(), storage.nbytes());
-  auto tuple = [](at::IntArrayRef v) {
-    py::tuple out(v.size());
-    for (size_t i = 0; i < v.size(); ++i) out[i] = v[i];
-    return out;
-  };
-  return call(hook, py::make_tuple(py::handle(memory.flat), tuple(t.sizes()), tuple(t.strides()),
-                                   t.storage_offset(), std::forward<Args>(extra)...));
+// The dtype under which they cross the bus: numpy has no bfloat16, and DLPack as MindSpore reads it no bool.
+at::ScalarType on_the_bus(at::ScalarType dtype) {
+  return dtype == at::kBFloat16 || dtype == at::kBool ? integer_of(dtype) : carrier(dtype);
 }
 
-}  // namespace
-
-OpaqueHooks& opaque_hooks() {
-  static OpaqueHooks hooks;
-  return hooks;
+// The memory as a flat ms.Tensor of `dtype`. Under another dtype (Tensor.view(dtype)) it is a second
+// ms.Tensor over the same memory.
+PyObject* flat_of(OpaqueMemory& memory, at::ScalarType dtype) {
+  auto& hooks = opaque_hooks();
+  py::handle ms_dtype = mindspore_dtype(dtype);
+  const size_t itemsize = c10::elementSize(dtype);
+  if (!memory.flat) {
+    const size_t numel = std::max<size_t>((memory.nbytes() + itemsize - 1) / itemsize, 1);
+    memory.flat = call(hooks.allocate, numel, ms_dtype).release().ptr();
+    memory.dtype = dtype;
+    memory.numel = numel;
+  }
+  if (memory.dtype == dtype) return memory.flat;
+  if (!memory.retyped || memory.retyped_dtype != dtype) {
+    const size_t own = c10::elementSize(memory.dtype);
+    // Elements that fill a whole number of the others.
+    const size_t numel = itemsize > own ? memory.numel / (itemsize / own) * (itemsize / own) : memory.numel;
+    auto retyped = call(hooks.retype, py::handle(memory.flat), numel, ms_dtype);
+    Py_XDECREF(memory.retyped);
+    memory.retyped = retyped.release().ptr();
+    memory.retyped_dtype = dtype;
+  }
+  return memory.retyped;
 }
 
-at::Tensor opaque_to_host(const at::Tensor& t) {
-  py::gil_scoped_acquire gil;
-  auto& storage = *t.storage().unsafeGetStorageImpl();
-  return bytes_on_host(opaque_memory_of(storage), t.scalar_type(), storage.nbytes())
-      .as_strided(t.sizes(), t.strides(), t.storage_offset());
+// ms.Tensor over `t`'s elements; `dtype`: of the same width as that of `t`.
+py::object view_of(const at::Tensor& t, at::ScalarType dtype) {
+  auto* flat = flat_of(opaque_memory_of(t), dtype);
+  return call(opaque_hooks().view, py::handle(flat), to_tuple(t.sizes()), to_tuple(t.strides()),
+              t.storage_offset());
 }
 
-at::Tensor opaque_from_host(const at::Tensor& t, c10::DeviceIndex device) {
-  auto dense = t.contiguous();
-  py::gil_scoped_acquire gil;
-  auto flat = call(opaque_hooks().from_host, py::make_tuple(dense.view({-1})));
-  return opaque_adopt(flat.ptr(), t.sizes(), t.scalar_type(), device);
+// The same elements in the order in which they lie in memory, if they are dense there.
+std::optional<at::Tensor> as_span(const at::Tensor& t) {
+  if (!t.is_non_overlapping_and_dense()) return std::nullopt;
+  return t.as_strided({t.numel()}, {1}, t.storage_offset());
 }
 
-void opaque_write_host(const at::Tensor& t, const at::Tensor& source) {
-  if (t.numel() == 0) return;
-  py::gil_scoped_acquire gil;
-  auto flat = call(opaque_hooks().from_host, py::make_tuple(source.contiguous().view({-1})));
-  with_view(opaque_hooks().write, t, flat);
+// Host memory that the device may still be reading. Waiting for the device empties it; so does reaching a
+// limit, by waiting. A copy to the host waits for its own stream: enough where there is no other.
+struct Staging {
+  static constexpr size_t kLimit = size_t{64} << 20;
+  std::mutex mutex;
+  std::vector<at::Tensor> tensors;
+  size_t nbytes = 0;
+};
+Staging& staging() {
+  static auto* instance = new Staging;
+  return *instance;
 }
 
-PyObject* opaque_lend(const at::Tensor& t) { return with_view(opaque_hooks().view, t).release().ptr(); }
-
-void opaque_write(const at::Tensor& t, PyObject* source) {
-  if (t.numel() == 0) return;
-  with_view(opaque_hooks().write, t, py::reinterpret_borrow<py::object>(source));
+void keep(const at::Tensor& host) {
+  auto& s = staging();
+  std::lock_guard<std::mutex> lock(s.mutex);
+  s.tensors.push_back(host);
+  s.nbytes += host.nbytes();
 }
 
-at::Tensor opaque_adopt(PyObject* result, at::IntArrayRef sizes, at::ScalarType dtype,
-                        c10::DeviceIndex device) {
-  auto flat = call(opaque_hooks().flatten, py::make_tuple(py::handle(result)));
-  const size_t nbytes = c10::multiply_integers(sizes) * at::elementSize(dtype);
-  auto* memory = new OpaqueMemory(flat.release().ptr(), dtype, nbytes, device);
+void write_span(const at::Tensor& span, const at::Tensor& host) {
+  const auto dtype = on_the_bus(host.scalar_type());
+  auto source = host.scalar_type() == dtype ? host : host.view(dtype);
+  call(opaque_hooks().write_host, view_of(span, dtype), lend_host(source));
+  count_to_device(host.nbytes());
+  keep(source);
+  if (staging().nbytes > Staging::kLimit) opaque_synchronize();
+}
+
+void release_staging() {
+  auto& s = staging();
+  std::lock_guard<std::mutex> lock(s.mutex);
+  s.tensors.clear();
+  s.nbytes = 0;
+}
+
+at::Tensor new_opaque(OpaqueMemory* memory, size_t nbytes, at::IntArrayRef sizes, at::ScalarType dtype,
+                      c10::DeviceIndex device) {
   c10::Storage storage(c10::Storage::use_byte_size_t(), nbytes, make_data_ptr(memory, device),
                        c10::GetAllocator(kNpu), /*resizable=*/true);
   auto out = at::detail::make_tensor<c10::TensorImpl>(std::move(storage),
@@ -110,17 +140,123 @@ at::Tensor opaque_adopt(PyObject* result, at::IntArrayRef sizes, at::ScalarType 
   return out;
 }
 
-c10::DataPtr resize_opaque(OpaqueMemory& old, size_t old_nbytes, size_t nbytes, c10::DeviceIndex device) {
-  auto* fresh = new OpaqueMemory(nullptr, at::ScalarType::Undefined, nbytes, device);
-  auto ptr = make_data_ptr(fresh, device);  // owns `fresh` from here on
-  if (old.flat && old_nbytes && nbytes) {
-    py::gil_scoped_acquire gil;
-    auto kept = bytes_on_host(old, old.dtype, old_nbytes);
-    auto bytes = at::zeros({static_cast<int64_t>(nbytes / kept.element_size())}, kept.options());
-    std::memcpy(bytes.data_ptr(), kept.const_data_ptr(), std::min<size_t>(bytes.nbytes(), kept.nbytes()));
-    set_flat(*fresh, call(opaque_hooks().from_host, py::make_tuple(bytes)), old.dtype);
+at::Tensor new_tensor(at::IntArrayRef sizes, at::ScalarType dtype, c10::DeviceIndex device) {
+  const size_t nbytes = c10::multiply_integers(sizes) * c10::elementSize(dtype);
+  return new_opaque(new OpaqueMemory(nbytes, device), nbytes, sizes, dtype, device);
+}
+
+}  // namespace
+
+OpaqueHooks& opaque_hooks() {
+  static OpaqueHooks hooks;
+  return hooks;
+}
+
+void* pin_host(size_t nbytes, PyObject** owner) {
+  py::gil_scoped_acquire gil;
+  auto tensor = call(opaque_hooks().pin, nbytes);
+  auto* data = PyLong_AsVoidPtr(tensor.attr("data_ptr")().ptr());
+  *owner = tensor.release().ptr();
+  return data;
+}
+
+void opaque_synchronize() {
+  if (!opaque_hooks().synchronize) return;  // MindSpore has not started
+  py::gil_scoped_acquire gil;
+  call(opaque_hooks().synchronize);
+  count_synchronization();
+  release_staging();
+}
+
+at::Tensor opaque_to_host(const at::Tensor& t) {
+  const auto options = at::TensorOptions().dtype(t.scalar_type());
+  if (t.numel() == 0) return at::empty_strided(t.sizes(), t.strides(), options);
+  // An expanded tensor has its elements once.
+  auto distinct = t;
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.stride(d) == 0 && t.size(d) > 1) distinct = distinct.narrow(d, 0, 1);
+  const auto span = as_span(distinct);
+  py::gil_scoped_acquire gil;
+  auto view = view_of(span ? *span : distinct, on_the_bus(t.scalar_type()));
+  auto host = py::cast<at::Tensor>(call(opaque_hooks().to_host, view));
+  if (!side_streams_used()) release_staging();
+  count_to_host(host.nbytes());
+  if (host.scalar_type() != t.scalar_type()) host = host.view(t.scalar_type());
+  host = span ? host.as_strided(distinct.sizes(), distinct.strides(), 0) : host.view(distinct.sizes());
+  return host.expand(t.sizes());
+}
+
+at::Tensor opaque_from_host(const at::Tensor& t, c10::DeviceIndex device) {
+  auto out = new_tensor(t.sizes(), t.scalar_type(), device);
+  opaque_write_host(out, t);
+  return out;
+}
+
+void opaque_write_host(const at::Tensor& t, const at::Tensor& source, bool in_place) {
+  if (t.numel() == 0) return;
+  py::gil_scoped_acquire gil;
+  if (const auto span = as_span(t)) {
+    if (in_place && source.sizes() == t.sizes() && source.strides() == t.strides())
+      return write_span(*span, source.as_strided({t.numel()}, {1}, source.storage_offset()));
+    auto stage = at::empty({t.numel()}, source.options().pinned_memory(false));
+    stage.as_strided(t.sizes(), t.strides(), 0).copy_(source);
+    return write_span(*span, stage);
   }
-  return ptr;
+  opaque_copy(t, opaque_from_host(source, t.device().index()));
+}
+
+bool opaque_copy(const at::Tensor& t, const at::Tensor& source) {
+  if (t.numel() == 0) return true;
+  const auto to = t.scalar_type(), from = source.scalar_type();
+  if (to != from && !(mindspore_dtype(to) && mindspore_dtype(from))) return false;
+  py::gil_scoped_acquire gil;
+  call(opaque_hooks().copy, view_of(t, carrier(to)), view_of(source, carrier(from)));
+  return true;
+}
+
+bool opaque_fill(const at::Tensor& t, const c10::Scalar& value) {
+  if (t.numel() == 0) return true;
+  if (!mindspore_dtype(t.scalar_type()) || c10::isComplexType(t.scalar_type())) return false;
+  py::gil_scoped_acquire gil;
+  py::object number = c10::isFloatingType(t.scalar_type()) ? py::object(py::float_(value.toDouble()))
+                      : t.scalar_type() == at::kBool       ? py::object(py::bool_(value.toBool()))
+                                                           : py::object(py::int_(value.toLong()));
+  call(opaque_hooks().fill, view_of(t, t.scalar_type()), number);
+  return true;
+}
+
+PyObject* opaque_lend(const at::Tensor& t) {
+  TORCH_CHECK_TYPE(mindspore_dtype(t.scalar_type()), t.scalar_type(), " has no MindSpore counterpart.");
+  return view_of(t, t.scalar_type()).release().ptr();
+}
+
+void opaque_write(const at::Tensor& t, PyObject* source) {
+  if (t.numel() == 0) return;
+  call(opaque_hooks().copy, view_of(t, carrier(t.scalar_type())), py::handle(source));
+}
+
+at::Tensor opaque_adopt(PyObject* result, at::IntArrayRef sizes, at::ScalarType dtype,
+                        c10::DeviceIndex device) {
+  const size_t numel = c10::multiply_integers(sizes);
+  auto flat = call(opaque_hooks().settle, py::handle(result));
+  auto* memory = new OpaqueMemory(numel * c10::elementSize(dtype), device);
+  memory->flat = flat.release().ptr();
+  memory->dtype = dtype;
+  memory->numel = numel;
+  return new_opaque(memory, memory->nbytes(), sizes, dtype, device);
+}
+
+c10::DataPtr resize_opaque(OpaqueMemory& old, size_t old_nbytes, size_t nbytes, c10::DeviceIndex device) {
+  auto fresh = make_data_ptr(new OpaqueMemory(nbytes, device), device);
+  const auto kept = static_cast<int64_t>(std::min(old_nbytes, nbytes));
+  if (!old.flat || !kept) return fresh;
+  py::gil_scoped_acquire gil;
+  auto bytes = [&](OpaqueMemory& memory) {
+    return call(opaque_hooks().view, py::handle(flat_of(memory, at::kByte)), py::make_tuple(kept),
+                py::make_tuple(1), 0);
+  };
+  call(opaque_hooks().copy, bytes(*static_cast<OpaqueMemory*>(fresh.get_context())), bytes(old));
+  return fresh;
 }
 
 }  // namespace mindspeed_ms

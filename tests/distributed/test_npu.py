@@ -65,9 +65,8 @@ def cuda_script(rank, world, store):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("memory", ["host", "opaque"])
-def test_cuda_script_unchanged(memory):
-    ranks.run(cuda_script, 2, env={"LOCAL_WORLD_SIZE": "2", "MINDSPEED_MS_MEMORY": memory})
+def test_cuda_script_unchanged():
+    ranks.run(cuda_script, 2, env={"LOCAL_WORLD_SIZE": "2"})
 
 
 def through_mindspore(rank, world, store):
@@ -91,10 +90,9 @@ def through_mindspore(rank, world, store):
     return made
 
 
-@pytest.mark.parametrize("memory", ["host", "opaque"])
-def test_device_tensors_travel_through_mindspore(memory):
-    """The way of Ascend: its memory model and engine, with the one collective of MindSpore's CPU backend."""
-    env = {"LOCAL_WORLD_SIZE": "2", "MINDSPEED_MS_ENGINE": "mindspore", "MINDSPEED_MS_MEMORY": memory}
+def test_device_tensors_travel_through_mindspore():
+    """The engine of Ascend, with the one collective of MindSpore's CPU backend."""
+    env = {"LOCAL_WORLD_SIZE": "2", "MINDSPEED_MS_ENGINE": "mindspore"}
     for made in ranks.run(through_mindspore, 2, env=env):
         assert len(made) == 3
         assert all("all_reduce" in text and "'pair-" in text for text in made)

@@ -1,0 +1,140 @@
+// Copies, casts, fills and reads of one number. On host memory torch's CPU kernels make them; opaque memory is
+// copied and filled on the device, and only what comes from the host or goes there crosses the bus. clone,
+// contiguous and conversions are torch's composites of these.
+#include <ATen/MemoryOverlap.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include "aten/host_route.h"
+#include "aten/op_info.h"
+#include "runtime/bus.h"
+#include "runtime/opaque.h"
+
+namespace mindspeed_ms {
+namespace {
+
+using Stack = torch::jit::Stack;
+
+bool is_npu(const at::Tensor& t) { return t.device().type() == kNpu; }
+bool is_plain(const at::Tensor& t) { return t.layout() == at::kStrided && !t.is_conj() && !t.is_neg(); }
+
+// Before the bus, as it narrows elements; after it, as it widens them. Numbers are the same either way.
+at::Tensor narrowed(const at::Tensor& source, at::ScalarType dtype) {
+  return c10::elementSize(dtype) < source.element_size() ? source.to(dtype) : source;
+}
+
+void to_device(const at::Tensor& self, const at::Tensor& source, bool non_blocking) {
+  if (source.scalar_type() == self.scalar_type() && source.sizes() == self.sizes())
+    return opaque_write_host(self, source, non_blocking && source.is_pinned());
+  auto sent = opaque_from_host(narrowed(source, self.scalar_type()), self.device().index());
+  if (!opaque_copy(self, sent.expand(self.sizes())))
+    opaque_write_host(self, source.to(self.scalar_type()).expand(self.sizes()));
+}
+
+void within_device(const at::Tensor& self, const at::Tensor& source) {
+  at::assert_no_internal_overlap(self);
+  at::assert_no_partial_overlap(self, source);
+  if (opaque_copy(self, source)) return;
+  opaque_write_host(self, opaque_to_host(source).to(self.scalar_type()));
+}
+
+void copy_(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  ensure_initialized();
+  const auto& info = op_info(op);
+  const auto self = (*stack)[stack->size() - 3].toTensor();
+  const auto source = (*stack)[stack->size() - 2].toTensor();
+  const bool non_blocking = (*stack)[stack->size() - 1].toBool();
+  if (!is_plain(self) || !is_plain(source)) return host_fallback(op, keys, stack);
+  TORCH_CHECK(self.dim() >= source.dim() || source.numel() == 1, "output with shape ", self.sizes(),
+              " doesn't match the broadcast shape ", source.sizes());
+  if (!self.is_same(source) && self.numel()) {
+    BusCause cause(info.name);
+    Timed timed(info.counters, Route::MindSpore, self.scalar_type());
+    if (!is_npu(self)) {
+      self.copy_(opaque_to_host(source));
+    } else if (!is_npu(source)) {
+      to_device(self, source, non_blocking);
+    } else {
+      const auto seen = source.dim() > self.dim() ? source.reshape({}) : source;
+      within_device(self, seen.expand(self.sizes()));
+    }
+  }
+  torch::jit::drop(*stack, 3);
+  stack->emplace_back(self);
+}
+
+void fill(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack, size_t arguments) {
+  ensure_initialized();
+  const auto& info = op_info(op);
+  const auto self = (*stack)[stack->size() - arguments].toTensor();
+  if (!is_plain(self)) return host_fallback(op, keys, stack);
+  at::assert_no_internal_overlap(self);
+  {
+    BusCause cause(info.name);
+    c10::Scalar value = 0;
+    if (arguments == 2) {
+      const auto& given = stack->back();
+      if (given.isTensor()) {
+        TORCH_CHECK(given.toTensor().dim() == 0,
+                    "fill_ only supports 0-dimension value tensor but got tensor with ",
+                    given.toTensor().dim(), " dimensions.");
+        if (is_npu(given.toTensor())) {
+          self.copy_(given.toTensor());
+          torch::jit::drop(*stack, 1);
+          return;
+        }
+        value = given.toTensor().item();
+      } else {
+        value = given.toScalar();
+      }
+    }
+    Timed timed(info.counters, Route::MindSpore, self.scalar_type());
+    if (!opaque_fill(self, value)) {
+      timed.cancel();
+      return host_fallback(op, keys, stack);
+    }
+  }
+  torch::jit::drop(*stack, arguments);
+  stack->emplace_back(self);
+}
+
+void fill_(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  fill(op, keys, stack, 2);
+}
+void zero_(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  fill(op, keys, stack, 1);
+}
+
+void local_scalar_dense(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+  ensure_initialized();
+  const auto& info = op_info(op);
+  const auto self = stack->back().toTensor();
+  BusCause cause(info.name);
+  Timed timed(info.counters, Route::MindSpore, self.scalar_type());
+  auto number = opaque_to_host(self);
+  if (self.is_conj()) number = number.conj();
+  if (self.is_neg()) number = number.neg();
+  stack->back() = number.item();
+}
+
+}  // namespace
+
+// After the kind of memory is known. torch's composite copy_ knows its own devices only.
+void register_copies() {
+  static auto* libraries = new std::vector<torch::Library>;
+  if (!libraries->empty()) return;
+  auto& m =
+      libraries->emplace_back(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+  if (!opaque_memory()) {
+    m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&host_route>());
+    return;
+  }
+  m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&copy_>());
+  m.impl("fill_.Scalar", torch::CppFunction::makeFromBoxedFunction<&fill_>());
+  m.impl("fill_.Tensor", torch::CppFunction::makeFromBoxedFunction<&fill_>());
+  m.impl("zero_", torch::CppFunction::makeFromBoxedFunction<&zero_>());
+  m.impl("_local_scalar_dense", torch::CppFunction::makeFromBoxedFunction<&local_scalar_dense>());
+}
+
+}  // namespace mindspeed_ms
