@@ -123,25 +123,66 @@ def issue(call: Call, group: str, ranks: Sequence[int], lend: Callable[[torch.Te
 
 
 class _CommHandle:
-    """Handle over MindSpore's CommHandle, whose wait() orders streams."""
+    """Handle over MindSpore's CommHandle, whose wait() has the current stream wait, not the host.
 
-    def __init__(self, handle: Any, what: str, source: int, finish: Callable[[], None] | None) -> None:
+    Whether the call is complete is seen by an event on a stream that waits for it and has nothing else to do;
+    both are made when somebody asks.
+    """
+
+    def __init__(
+        self, handle: Any, what: str, source: int, finish: Callable[[], None] | None = None
+    ) -> None:
         self._handle, self._what, self.source, self._finish = handle, what, source, finish
-        self.done, self.failure, self.error = False, 0, ""
+        self._event: Any = None
+        self._waited = handle is None
+        self.failure, self.error = 0, ""
+
+    @property
+    def done(self) -> bool:
+        """Whether the device has done the call, and the stream that asked has been told to wait for it."""
+        if self._waited:
+            return True
+        if not self._complete():
+            return False
+        self._order()
+        return True
 
     def wait(self, timeout_s: float = -1.0) -> bool:
-        if self.done:
+        """Orders the current stream after the call; with a time limit the host waits, False when it is
+        over."""
+        if timeout_s >= 0:
+            deadline = time.monotonic() + timeout_s
+            while not self._complete():
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(0.0002)
+        self._order()
+        return True
+
+    def _complete(self) -> bool:
+        if self._waited:
             return True
-        try:
-            if self._handle is not None:
+        if self._event is None:
+            from mindspore import runtime
+
+            watching = runtime.Stream()
+            with runtime.StreamCtx(watching):
                 self._handle.wait()
+                self._event = runtime.Event()
+                self._event.record(watching)
+        return self._event.query()
+
+    def _order(self) -> None:
+        if self._waited:
+            return
+        try:
+            self._handle.wait()
             if self._finish is not None:
                 self._finish()
         except RuntimeError as error:
             self.failure = _native.comm.FAILURES["peer_lost"]
             self.error = f"{self._what} failed: {error}"
-        self.done = True
-        return True
+        self._waited = True
 
     def __repr__(self) -> str:
         return self._what
@@ -167,23 +208,41 @@ class AscendEngine:
         if call.kind in ("all_reduce", "reduce") and call.sends[0] is not call.recvs[0]:
             call.recvs[0].copy_(call.sends[0])
         made = issue(call, self._group, self._ranks, self._lend)
-        what = f"{call.kind} #{self.sequence} of group '{self._group}' (ranks {list(self._ranks)})"
-        self._history.append(
-            {
-                "seq": self.sequence,
-                "collective": call.kind,
-                "description": what,
-                "state": "started",
-                "created_s": time.monotonic(),
-            }
-        )
-        self.sequence += 1
+        what = self._record(call.kind)
         handle = getattr(self._distributed, made.function)(**made.arguments)
 
         def average() -> None:
             call.recvs[0].mul_(factor)
 
         return _CommHandle(handle, what, call.root, average if call.op == _AVG else None)
+
+    def start_batch(self, calls: Sequence[Call]) -> Handle:
+        """Sends and receives as one call: each alone would wait for its peer, who may be sending as well."""
+        module = self._distributed
+        operations = []
+        for call in calls:
+            if call.root < 0:
+                raise ValueError("HCCL cannot receive from any source: name the sending rank")
+            tensor = (call.sends or call.recvs)[0]
+            name = "isend" if call.kind == "send" else "irecv"
+            operations.append(module.P2POp(name, self._lend(tensor), self._ranks[call.root], self._group))
+        what = self._record("+".join(call.kind for call in calls))
+        (handle,) = module.batch_isend_irecv(operations)
+        return _CommHandle(handle, what, calls[0].root)
+
+    def _record(self, kind: str) -> str:
+        what = f"{kind} #{self.sequence} of group '{self._group}' (ranks {list(self._ranks)})"
+        self._history.append(
+            {
+                "seq": self.sequence,
+                "collective": kind,
+                "description": what,
+                "state": "started",
+                "created_s": time.monotonic(),
+            }
+        )
+        self.sequence += 1
+        return what
 
     def history(self) -> list[dict[str, Any]]:
         return list(self._history)

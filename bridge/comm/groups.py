@@ -1,8 +1,9 @@
 """Process groups as MindSpore knows them: a name and the global ranks, for MindSpore's own communication ops.
 
 On Ascend each becomes an HCCL group (``mindspore.communication.create_group``), which is what fused operators
-such as ``all_gather_matmul`` take as ``group=``. On the CPU target nothing computes with them, and a group is
-made in MindSpore only once MindSpore's communication is up (:func:`start_mindspore`).
+such as ``all_gather_matmul`` take as ``group=``. It is made when it is first asked for, as its buffers take
+hundreds of megabytes of the device: Megatron makes dozens of groups and uses a few. On the CPU target nothing
+computes with them, and a group is made only once MindSpore's communication is up (:func:`start_mindspore`).
 """
 
 from __future__ import annotations
@@ -42,11 +43,7 @@ def _key(group: dist.ProcessGroup) -> tuple[str, tuple[int, ...]]:
     return f"{label}-{group.group_name}", ranks
 
 
-def mindspore_group(group: dist.ProcessGroup | None = None) -> MindSporeGroup:
-    """The MindSpore side of a torch process group (None: the default group); made known on first use.
-
-    Raises ValueError for a group this rank is no member of, or that torch has destroyed.
-    """
+def _know(group: dist.ProcessGroup | None) -> MindSporeGroup:
     group = group if group is not None else c10d._get_default_group()
     if group is dist.GroupMember.NON_GROUP_MEMBER or group not in c10d._world.pg_map:
         raise ValueError(
@@ -54,18 +51,29 @@ def mindspore_group(group: dist.ProcessGroup | None = None) -> MindSporeGroup:
         )
     name, ranks = _key(group)
     with _lock:
-        entry = _known.setdefault(name, MindSporeGroup(name, ranks))
+        return _known.setdefault(name, MindSporeGroup(name, ranks))
+
+
+def mindspore_group(group: dist.ProcessGroup | None = None) -> MindSporeGroup:
+    """The MindSpore side of a torch process group (None: the default group), for who is about to use it.
+
+    Where MindSpore's communication is up, the first call makes the group there: all its ranks must call, in
+    the same order as for other groups.
+    Raises ValueError for a group this rank is no member of, or that torch has destroyed.
+    """
+    entry = _know(group)
+    with _lock:
         if not entry.created and mindspore_is_up():
             from mindspore import communication
 
             communication.create_group(entry.name, list(entry.ranks))
             entry.created = True
-        return entry
+    return entry
 
 
 def adopt(groups: Iterable[dist.ProcessGroup | None]) -> list[MindSporeGroup]:
-    """Makes groups known to MindSpore, those that this rank is a member of, in the given order."""
-    return [mindspore_group(g) for g in groups if g is not None and g in c10d._world.pg_map]
+    """Makes groups known by name and ranks, those that this rank is a member of, in the given order."""
+    return [_know(g) for g in groups if g is not None and g in c10d._world.pg_map]
 
 
 def adopt_all() -> list[MindSporeGroup]:
@@ -99,19 +107,21 @@ def start_with_default_group() -> None:
     """Initialises MindSpore's communication among the ranks of torch's default group; a collective call.
 
     Rank 0 serves MindSpore's store on a port of its own and tells the others where through torch's.
-    Idempotent.
+    Idempotent; one rank alone needs none.
     """
-    if mindspore_is_up():
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if mindspore_is_up() or world == 1:
         return
     from mindspore.mint.distributed import TCPStore
 
-    torch_store, rank, world = c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
+    torch_store = c10d._get_default_store()
     timeout = c10d._get_default_timeout(dist.Backend("mindspore"))
     if rank == 0:
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-        host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+        # MindSpore's store takes addresses only, torchrun says "localhost".
+        host = socket.gethostbyname(os.environ.get("MASTER_ADDR", "127.0.0.1"))
         torch_store.set(_STORE_KEY, json.dumps([host, port]))
     host, port = json.loads(torch_store.get(_STORE_KEY))
     start_mindspore(TCPStore(host, port, world, rank == 0, timeout), rank, world, timeout)

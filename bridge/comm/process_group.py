@@ -219,6 +219,10 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
             raise ValueError(f"{call.kind}: rank {call.root} is not in {where}")
         call.timeout = self._seconds(opts)
         call.foreground = not getattr(opts, "asyncOp", True)
+        if self._defers(call):
+            work = CollectiveWork([], result, staging.finisher(), self._failed)
+            self._local.messages.append((call, work))
+            return self._batched(work)
         work = self._work([self._engine_for(call).start(call)], result, staging.finisher())
         if call.foreground:
             work.wait()
@@ -227,11 +231,19 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
     def _work(
         self, handles: Sequence[Handle], result: Any, finish: Callable[[], None] | None
     ) -> CollectiveWork:
-        work = CollectiveWork(handles, result, finish, self._failed)
+        return self._batched(CollectiveWork(handles, result, finish, self._failed))
+
+    def _batched(self, work: CollectiveWork) -> CollectiveWork:
         batch = getattr(self._local, "batch", None)
         if batch is not None:
             batch.append(work)
         return work
+
+    def _defers(self, call: Call) -> bool:
+        """Whether a message of a batch is to go out with the others: where the engine takes them as one."""
+        if getattr(self._local, "batch", None) is None or call.kind not in ("send", "recv"):
+            return False
+        return hasattr(self._engine_for(call), "start_batch")
 
     def _failed(self, error: Exception) -> None:
         flight.dump(self, error)
@@ -246,10 +258,16 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         return CollectiveWork([h for w in works for h in w._handles], result, settle_all, self._failed)
 
     def _start_coalescing(self, device: torch.device) -> None:
-        self._local.batch = []
+        self._local.batch, self._local.messages = [], []
 
     def _end_coalescing(self, device: torch.device) -> CollectiveWork:
         batch, self._local.batch = self._local.batch, None
+        messages, self._local.messages = self._local.messages, []
+        if messages:
+            calls = [call for call, _ in messages]
+            handle = self._engine_for(calls[0]).start_batch(calls)
+            for _, work in messages:
+                work._handles = [handle]
         return self._join(batch, [t for w in batch for t in w._result])
 
     def _blocks(self, tensor: torch.Tensor, what: str) -> Tensors:

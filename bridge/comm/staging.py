@@ -8,18 +8,25 @@ import torch
 import torch.distributed as dist
 from mindspeed_ms import _native, _runtime
 from mindspeed_ms.comm.engine import DTYPES, NO_OP
-from mindspeed_ms.comm.topology import through_mindspore
 
 
-def _has_no_address(tensor: torch.Tensor) -> bool:
-    """Whether an engine on host memory cannot reach this tensor: an npu tensor in opaque memory."""
-    return tensor.device.type == "npu" and _runtime.opaque_memory() and not through_mindspore()
+HCCL_REDUCES = frozenset(
+    {torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32}
+)
+"""What HCCL adds up and compares (HcclDataType of HcclAllReduce). It moves every type."""
+
+
+def _by_the_host(tensor: torch.Tensor, reducing: int) -> bool:
+    """Whether the ranks' hosts make this reduction, as their devices cannot: of float64 or bytes on Ascend."""
+    if reducing == NO_OP or tensor.dtype in HCCL_REDUCES or tensor.device.type != "npu":
+        return False
+    return _runtime.opaque_memory()
 
 
 class Staging:
     """Contiguous stand-ins, in an element type that the engines know, for the tensors of one collective.
 
-    Those of tensors in opaque memory are on the host.
+    Those of tensors that a device cannot reduce are on the host.
     """
 
     def __init__(self, reducing: int) -> None:
@@ -47,15 +54,15 @@ class Staging:
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
         plain = self._plain(tensor)
-        return (plain.cpu() if _has_no_address(plain) else plain).contiguous()
+        return (plain.cpu() if _by_the_host(plain, self._reducing) else plain).contiguous()
 
     def write(self, tensor: torch.Tensor, keep: bool = False) -> torch.Tensor:
         """``keep``: the collective also reads it."""
         plain = self._plain(tensor)
-        hidden = _has_no_address(plain)
-        if plain.is_contiguous() and not hidden:
+        by_host = _by_the_host(plain, self._reducing)
+        if plain.is_contiguous() and not by_host:
             return plain
-        device = "cpu" if hidden else plain.device
+        device = "cpu" if by_host else plain.device
         if keep:
             copy = plain.to(device).contiguous()
         else:

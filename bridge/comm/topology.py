@@ -13,6 +13,7 @@ from functools import cache
 import torch.distributed as dist
 from mindspeed_ms.comm import roster
 from mindspeed_ms.comm.engine import Engine, connect
+from mindspeed_ms.comm.solo import SoloEngine
 from mindspeed_ms.config import settings
 
 
@@ -47,8 +48,11 @@ def make_engine(
 def make_device_engine(group: dist.ProcessGroup) -> Engine:
     """The engine of npu tensors of a group that torch knows, where :func:`through_mindspore`.
 
-    Makes the group in MindSpore, as all its ranks must, in the order of their first collectives.
+    Makes the group in MindSpore, as all its ranks must, in the order of their first collectives; not for one
+    rank alone.
     """
+    if group.size() == 1:
+        return SoloEngine()
     from mindspeed_ms import device
     from mindspeed_ms.comm.ascend import AscendEngine
     from mindspeed_ms.comm.groups import mindspore_group

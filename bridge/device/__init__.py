@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 from mindspeed_ms import _runtime
-from mindspeed_ms.device import mindspore, npu, sharing
+from mindspeed_ms.device import cann, mindspore, npu, sharing
 
 __all__ = ["enable", "from_mindspore", "redirect_cuda", "to_mindspore"]
 
@@ -27,7 +27,8 @@ def enable(register_operators: Callable[[], None]) -> None:
             which the device itself knows nothing of.
 
     Environment:
-        LOCAL_WORLD_SIZE: number of npu devices that this process sees (ranks of this host), 1 by default.
+        LOCAL_WORLD_SIZE: on the CPU target, number of npu devices (ranks of this host), 1 by default.
+        LOCAL_RANK: on Ascend, the card of this process unless it chooses another before its first tensor.
         TARGET of :mod:`mindspeed_ms.config.settings`.
 
     Raises:
@@ -36,9 +37,9 @@ def enable(register_operators: Callable[[], None]) -> None:
     global _enabled
     if _enabled:
         return
-    _runtime.set_device_count(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     _runtime.set_target(mindspore.target())
     _runtime.set_opaque_memory(mindspore.target() == "Ascend")
+    _count_devices()
     _runtime.register_device()
 
     def initialize() -> None:
@@ -57,6 +58,17 @@ def enable(register_operators: Callable[[], None]) -> None:
     # MindSpore).
     torch.autograd.set_multithreading_enabled(False)
     _enabled = True
+
+
+def _count_devices() -> None:
+    """How many devices there are and, on Ascend, which is this process's. Without CANN the first tensor says
+    so."""
+    if not _runtime.opaque_memory():
+        _runtime.set_device_count(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        return
+    count = max(1, cann.device_count())
+    _runtime.set_device_count(count)
+    _runtime.use_one_card(int(os.environ.get("LOCAL_RANK", "0")) % count)
 
 
 def redirect_cuda() -> None:

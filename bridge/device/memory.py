@@ -1,7 +1,8 @@
-"""Memory statistics of device npu, counted by the allocator (csrc/runtime/block_cache.h).
+"""Memory statistics of device npu.
 
-Allocated are the bytes of live storages; reserved are these and the blocks that the process keeps for later
-allocations. Kept blocks belong to no device: each device's statistics include them.
+On the CPU target the allocator counts (csrc/runtime/block_cache.h): allocated are the bytes of live storages;
+reserved are these and the blocks that the process keeps for later allocations. Kept blocks belong to no
+device: each device's statistics include them. On Ascend the memory is MindSpore's, and so are the numbers.
 """
 
 from __future__ import annotations
@@ -12,27 +13,43 @@ import warnings
 from typing import Any
 
 from mindspeed_ms import _runtime
+from mindspeed_ms.device import mindspore
 from mindspeed_ms.device.streams import device_index
+
+
+def _stats(device: Any) -> dict[str, int]:
+    """What the runtime counts, on Ascend with MindSpore's bytes once it has started."""
+    counted = _runtime.memory_stats(device_index(device))
+    if _runtime.opaque_memory() and mindspore.started():
+        from mindspore import runtime
+
+        counted |= {
+            "allocated": runtime.memory_allocated(),
+            "peak": runtime.max_memory_allocated(),
+            "reserved": runtime.memory_reserved(),
+            "reserved_peak": runtime.max_memory_reserved(),
+        }
+    return counted
 
 
 def memory_allocated(device: Any = None) -> int:
     """Bytes held by npu tensors now."""
-    return _runtime.memory_stats(device_index(device))["allocated"]
+    return _stats(device)["allocated"]
 
 
 def max_memory_allocated(device: Any = None) -> int:
     """Highest :func:`memory_allocated` since the start or the last reset."""
-    return _runtime.memory_stats(device_index(device))["peak"]
+    return _stats(device)["peak"]
 
 
 def memory_reserved(device: Any = None) -> int:
     """:func:`memory_allocated` and the bytes kept for later allocations."""
-    return _runtime.memory_stats(device_index(device))["reserved"]
+    return _stats(device)["reserved"]
 
 
 def max_memory_reserved(device: Any = None) -> int:
     """Highest :func:`memory_reserved` since the start or the last reset."""
-    return _runtime.memory_stats(device_index(device))["reserved_peak"]
+    return _stats(device)["reserved_peak"]
 
 
 memory_cached = memory_reserved
@@ -41,6 +58,10 @@ max_memory_cached = max_memory_reserved
 
 def reset_peak_memory_stats(device: Any = None) -> None:
     _runtime.reset_peak_memory(device_index(device))
+    if _runtime.opaque_memory() and mindspore.started():
+        from mindspore import runtime
+
+        runtime.reset_peak_memory_stats()
 
 
 reset_max_memory_allocated = reset_max_memory_cached = reset_peak_memory_stats
@@ -62,7 +83,7 @@ EVENTS = ("num_alloc_retries", "num_ooms", "num_sync_all_streams", "num_device_a
 
 def memory_stats_as_nested_dict(device: Any = None) -> dict[str, Any]:
     """The statistics of ``torch.cuda.memory_stats_as_nested_dict``; what has no meaning here is 0."""
-    s = _runtime.memory_stats(device_index(device))
+    s = _stats(device)
     stats: dict[str, Any] = {name: {pool: dict.fromkeys(METRICS, 0) for pool in POOLS} for name in STATISTICS}
     for name in ("oversize_allocations", "oversize_segments"):
         stats[name] = dict.fromkeys(METRICS, 0)
@@ -94,13 +115,16 @@ def memory_stats(device: Any = None) -> collections.OrderedDict[str, int]:
 
 def mem_get_info(device: Any = None) -> tuple[int, int]:
     """(free, total) bytes; on the CPU target those of the host."""
-    device_index(device)
+    index = device_index(device)
+    if _runtime.opaque_memory():
+        known = mindspore.module().hal.get_device_properties(index)
+        return known.free_memory * 2**20, known.total_memory * 2**20
     page = os.sysconf("SC_PAGE_SIZE")
     return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
 
 
 def memory_summary(device: Any = None, abbreviated: bool = False) -> str:
-    s = _runtime.memory_stats(device_index(device))
+    s = _stats(device)
     return (
         f"npu:{device_index(device)} allocated {s['allocated'] / 2**20:.1f} MiB, "
         f"peak {s['peak'] / 2**20:.1f} MiB, reserved {s['reserved'] / 2**20:.1f} MiB, "
@@ -128,7 +152,7 @@ def _snapshot(device: Any = None, augment_with_fx_traces: bool = False) -> dict[
     """What ``torch.cuda.memory._snapshot`` gives, with one segment for all memory of a device."""
     segments = []
     for index in range(_runtime.device_count()):
-        s = _runtime.memory_stats(index)
+        s = _stats(index)
         block = {"size": s["allocated"], "requested_size": s["allocated"], "address": 0, "frames": []}
         segments.append(
             {
@@ -152,7 +176,12 @@ def _snapshot(device: Any = None, augment_with_fx_traces: bool = False) -> dict[
 
 def empty_cache() -> None:
     """Gives the memory that is kept for later allocations back to the system."""
-    _runtime.empty_cache()
+    if not _runtime.opaque_memory():
+        _runtime.empty_cache()
+    elif mindspore.started():
+        from mindspore import runtime
+
+        runtime.empty_cache()
 
 
 def ipc_collect() -> None:

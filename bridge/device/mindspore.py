@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from mindspeed_ms import _runtime
 from mindspeed_ms.config import settings
+from mindspeed_ms.device import cann
 
 DTYPES = {
     "bool_": torch.bool,
@@ -53,6 +54,8 @@ def start() -> None:
     global _started
     if _started:
         return
+    if target() == "Ascend":
+        cann.require()
     import mindspore as ms
 
     if target() == "Ascend":
@@ -71,9 +74,10 @@ def start() -> None:
         {getattr(ms, name): _scalar_type_number(dtype) for name, dtype in DTYPES.items()},
     )
     if _runtime.opaque_memory():
-        from mindspeed_ms.device import opaque
+        from mindspeed_ms.device import device_streams, opaque
 
         opaque.install()
+        device_streams.install()
     _started = True
 
 

@@ -11,6 +11,7 @@ from mindspeed_ms import _runtime
 from mindspeed_ms.device import memory, random, streams
 from mindspeed_ms.device.memory import *  # noqa: F403 - torch.npu offers them flat, as torch.cuda does
 from mindspeed_ms.device.memory import mem_get_info
+from mindspeed_ms.device.mindspore import module
 from mindspeed_ms.device.random import (  # noqa: F401
     default_generators,
     get_rng_state,
@@ -117,6 +118,8 @@ class device_of(device):
 def synchronize(device: Any = None) -> None:
     """Waits for the device. On the CPU target operators have completed when they return."""
     device_index(device)
+    if _runtime.opaque_memory():
+        _runtime.synchronize_device()
 
 
 def get_device_name(device: Any = None) -> str:
@@ -129,7 +132,10 @@ def get_device_capability(device: Any = None) -> tuple[int, int]:
 
 
 def get_device_properties(device: Any = None) -> DeviceProperties:
-    device_index(device)
+    index = device_index(device)
+    if _runtime.opaque_memory():
+        known = module().hal.get_device_properties(index)
+        return DeviceProperties(name=known.name, total_memory=mem_get_info(index)[1], is_integrated=False)
     processor = platform.processor() or platform.machine()
     return DeviceProperties(name=f"MindSpore CPU ({processor})", total_memory=mem_get_info()[1])
 

@@ -27,6 +27,8 @@ def install() -> None:
         "settle": _settle,
         "write_host": _write_host,
         "to_host": _to_host,
+        "pin": _pin,
+        "synchronize": ms.runtime.synchronize,
     }
     _runtime.set_opaque_hooks(hooks)
 
@@ -65,3 +67,10 @@ def _write_host(view, host) -> None:
 def _to_host(view) -> torch.Tensor:
     """MindSpore makes the elements contiguous on the device, copies those and waits for them."""
     return torch.from_numpy(view.asnumpy())
+
+
+def _pin(nbytes: int):
+    import mindspore as ms
+    from mindspore import mint
+
+    return mint.empty((nbytes,), dtype=ms.uint8, device="CPU", pin_memory=True)

@@ -1,7 +1,7 @@
 """Streams and events of device npu.
 
 On the CPU target work runs in order on the calling thread: a stream is an identity, waiting is immediate, and
-an event is a time stamp.
+an event is a time stamp. On Ascend they are MindSpore's (:mod:`.device_streams`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,12 @@ class Stream(torch.Stream):
         event.wait(self)
 
     def wait_stream(self, stream: torch.Stream) -> None:
-        """Returns at once: work of the other stream was complete before this call."""
+        """What this stream is given from now on waits for the work of the other; on the CPU target that is
+        done."""
+        if _runtime.opaque_memory():
+            event = Event()
+            event.record(stream)
+            event.wait(self)
 
     def record_event(self, event: torch.Event | None = None) -> torch.Event:
         event = Event() if event is None else event
@@ -83,6 +88,8 @@ class Event(torch.Event):
         Raises:
             RuntimeError: one of the two was not recorded.
         """
+        if _runtime.opaque_memory():
+            return _runtime.elapsed_milliseconds(self.event_id, end_event.event_id)
         try:
             return (end_event._nanoseconds - self._nanoseconds) * 1e-6
         except AttributeError:

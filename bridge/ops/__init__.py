@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from mindspeed_ms import _runtime
+
 TOPICS = ("pointwise", "reduction", "linalg", "nn", "indexing")
 """Modules that enter lowerings into the registry's table when imported."""
 
@@ -18,10 +20,12 @@ def register() -> None:
     # Imported here: the first npu tensor needs the table, and `import mindspeed_ms.patch` stays light.
     for topic in TOPICS:
         import_module(f"mindspeed_ms.ops.{topic}")
-    from mindspeed_ms.ops import auto, fences, host, native, registry
+    from mindspeed_ms.ops import auto, fences, host, native, random, registry
 
     fences.apply(registry.table)
     native.apply(registry.table)
     registry.register_all()
     auto.apply(registry.table)
     host.allow()
+    if _runtime.opaque_memory():
+        random.register()

@@ -52,8 +52,12 @@ void set_current_device(c10::DeviceIndex index) {
   g_card = index;
 }
 
+bool may_choose(c10::DeviceIndex index) noexcept {
+  return index >= 0 && index < g_count && !(g_one_card && g_initialized && index != g_card);
+}
+
 c10::DeviceIndex exchange_device(c10::DeviceIndex index) {
-  auto previous = tls_current;
+  auto previous = current_device();
   set_current_device(index);
   return previous;
 }

@@ -19,6 +19,8 @@ void use_one_card(c10::DeviceIndex card);
 c10::DeviceIndex current_device() noexcept;
 void set_current_device(c10::DeviceIndex index);
 c10::DeviceIndex exchange_device(c10::DeviceIndex index);
+// Whether set_current_device() would take it.
+bool may_choose(c10::DeviceIndex index) noexcept;
 
 // True in a child made by fork() after the device was used: MindSpore's threads do not survive a fork and its
 // first operator would hang, so the child must not touch the device.

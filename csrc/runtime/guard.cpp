@@ -58,7 +58,8 @@ struct GuardImpl final : c10::impl::DeviceGuardImplInterface {
     if (d.has_index()) set_current_device(d.index());
   }
   void uncheckedSetDevice(c10::Device d) const noexcept override {
-    if (d.has_index() && d.index() < device_count()) set_current_device(d.index());
+    if (d.has_index() && d.index() != current_device() && may_choose(d.index()))
+      set_current_device(d.index());
   }
   c10::DeviceIndex deviceCount() const noexcept override { return device_count(); }
 

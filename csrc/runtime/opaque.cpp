@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
+#include <ATen/ops/view_as_real.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -114,9 +115,19 @@ void keep(const at::Tensor& host) {
 }
 
 void write_span(const at::Tensor& span, const at::Tensor& host) {
-  const auto dtype = on_the_bus(host.scalar_type());
-  auto source = host.scalar_type() == dtype ? host : host.view(dtype);
-  call(opaque_hooks().write_host, view_of(span, dtype), lend_host(source));
+  at::Tensor source;
+  py::object target;
+  if (host.is_complex()) {  // DLPack as MindSpore reads it has none: pairs of real numbers
+    source = at::view_as_real(host).view({-1});
+    auto* flat = flat_of(opaque_memory_of(span), source.scalar_type());
+    target = call(opaque_hooks().view, py::handle(flat), py::make_tuple(source.numel()), py::make_tuple(1),
+                  2 * span.storage_offset());
+  } else {
+    const auto dtype = on_the_bus(host.scalar_type());
+    source = host.scalar_type() == dtype ? host : host.view(dtype);
+    target = view_of(span, dtype);
+  }
+  call(opaque_hooks().write_host, target, lend_host(source));
   count_to_device(host.nbytes());
   keep(source);
   if (staging().nbytes > Staging::kLimit) opaque_synchronize();

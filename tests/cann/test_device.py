@@ -1,0 +1,44 @@
+"""The torch device on the simulated CANN, in each of its modes."""
+
+import pytest
+
+CHECKS = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cann/on_device/device.py")
+EXTRA = {"LOCAL_RANK": "2"}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_device(on_simulator, asynchronous: bool) -> None:
+    done = on_simulator(*CHECKS, asynchronous=asynchronous, devices=4, extra=EXTRA, timeout=400)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_nothing_relies_on_automatic_copies_to_the_device(on_simulator) -> None:
+    extra = EXTRA | {"MS_DEV_DISABLE_AUTO_H2D": "1"}
+    done = on_simulator(*CHECKS, devices=4, extra=extra, timeout=400)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+SMALLEST = "import mindspeed_ms.patch, torch; torch.zeros(1, device='npu')"
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"LD_LIBRARY_PATH": ""}, "CANN is not there"),
+        ({"CANNSIM_DEVICES": "0"}, "no card is visible"),
+        ({"ASCEND_HOME_PATH": ""}, "ASCEND_HOME_PATH is not set"),
+    ],
+)
+def test_the_first_tensor_says_what_is_missing(on_simulator, extra, words) -> None:
+    done = on_simulator("-c", SMALLEST, extra=extra)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert words in last
+    assert last.startswith("RuntimeError: Ascend: ")
+
+
+def test_another_version_of_cann_is_refused(on_simulator, tmp_path) -> None:
+    (tmp_path / "compiler").mkdir()
+    (tmp_path / "compiler/version.info").write_text("Version=7.0.RC1\n")
+    done = on_simulator("-c", SMALLEST, extra={"ASCEND_HOME_PATH": str(tmp_path)})
+    assert "CANN 7.0.RC1 does not fit MindSpore" in done.stderr.strip().splitlines()[-1]
