@@ -129,9 +129,7 @@ class _CommHandle:
     both are made when somebody asks.
     """
 
-    def __init__(
-        self, handle: Any, what: str, source: int, finish: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, handle: Any, what: str, source: int, finish: Callable[[], None] | None = None) -> None:
         self._handle, self._what, self.source, self._finish = handle, what, source, finish
         self._event: Any = None
         self._waited = handle is None

@@ -9,7 +9,6 @@ import torch.distributed as dist
 from mindspeed_ms import _native, _runtime
 from mindspeed_ms.comm.engine import DTYPES, NO_OP
 
-
 HCCL_REDUCES = frozenset(
     {torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32}
 )
@@ -17,7 +16,7 @@ HCCL_REDUCES = frozenset(
 
 
 def _by_the_host(tensor: torch.Tensor, reducing: int) -> bool:
-    """Whether the ranks' hosts make this reduction, as their devices cannot: of float64 or bytes on Ascend."""
+    """Whether the hosts make this reduction, as their devices cannot: of float64 or bytes on Ascend."""
     if reducing == NO_OP or tensor.dtype in HCCL_REDUCES or tensor.device.type != "npu":
         return False
     return _runtime.opaque_memory()

@@ -55,7 +55,9 @@ def examine() -> Iterator[Part]:
     yield _driver()
     yield _library("HCCL", "libhccl.so", "ranks cannot communicate: install the whole CANN toolkit")
     yield _library(
-        "NNAL", "libatb.so", "operators that add a product in place do without: install NNAL, source set_env.sh"
+        "NNAL",
+        "libatb.so",
+        "operators that add a product in place do without: install NNAL",
     )
 
 
@@ -101,8 +103,8 @@ def _driver() -> Part:
     return Part(
         "cards",
         "none",
-        f"no card is visible{seen}, aclrtGetDeviceCount answered {code}: see whether `npu-smi info` lists one, "
-        "and install the driver if there is no such command",
+        f"no card is visible{seen}, aclrtGetDeviceCount answered {code}: does `npu-smi info` list one? "
+        "Install the driver if there is no such command",
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms import _runtime
+from mindspeed_ms.routes import counted
 
 Tensor = torch.Tensor
 Generator = torch.Generator | None
@@ -38,7 +39,7 @@ def _draw(name: str, out: Tensor, generator: Generator, operator: Callable[..., 
     if out.numel() == 0:
         return out
     state = [_signed(value) for value in _runtime.draw_philox(generator, out.device.index, STEP)]
-    with _runtime.Timed(f"aten::{name}", out.dtype, on_mindspore=True):
+    with counted(f"aten::{name}", out, "mindspore"):
         lent = [_runtime.to_mindspore(a) if isinstance(a, Tensor) else a for a in args]
         operator(_runtime.to_mindspore(out), *lent, *(ms.Tensor(value, ms.int64) for value in state))
     return out
@@ -57,9 +58,7 @@ def _operators() -> Any:
 
 def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0, *, generator: Generator = None) -> Tensor:
     if low > high:
-        raise RuntimeError(
-            f"uniform_ expects to return a [from, to) range, but found from={low} > to={high}"
-        )
+        raise RuntimeError(f"uniform_ expects to return a [from, to) range, but found from={low} > to={high}")
     return _draw("uniform_", self, generator, _operators().inplace_uniform_op, float(low), float(high))
 
 
@@ -83,9 +82,7 @@ def bernoulli_tensor_(self: Tensor, p: Tensor, *, generator: Generator = None) -
     return _draw("bernoulli_.Tensor", self, generator, _operators().inplace_bernoulli_tensor_op, p)
 
 
-def random_range_(
-    self: Tensor, low: int, high: int | None = None, *, generator: Generator = None
-) -> Tensor:
+def random_range_(self: Tensor, low: int, high: int | None = None, *, generator: Generator = None) -> Tensor:
     if high is None:
         high = _largest(self.dtype)
     if low >= high:

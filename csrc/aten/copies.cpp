@@ -50,7 +50,7 @@ void copy_(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack
               " doesn't match the broadcast shape ", source.sizes());
   if (!self.is_same(source) && self.numel()) {
     BusCause cause(info.name);
-    Timed timed(info.counters, Route::MindSpore, self.scalar_type());
+    Timed timed(info.counters, Route::MindSpore, self.scalar_type(), kFirstChoice);
     if (!is_npu(self)) {
       self.copy_(opaque_to_host(source));
     } else if (!is_npu(source)) {
@@ -89,7 +89,7 @@ void fill(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack,
         value = given.toScalar();
       }
     }
-    Timed timed(info.counters, Route::MindSpore, self.scalar_type());
+    Timed timed(info.counters, Route::MindSpore, self.scalar_type(), kFirstChoice);
     if (!opaque_fill(self, value)) {
       timed.cancel();
       return host_fallback(op, keys, stack);
@@ -111,7 +111,7 @@ void local_scalar_dense(const c10::OperatorHandle& op, c10::DispatchKeySet, Stac
   const auto& info = op_info(op);
   const auto self = stack->back().toTensor();
   BusCause cause(info.name);
-  Timed timed(info.counters, Route::MindSpore, self.scalar_type());
+  Timed timed(info.counters, Route::MindSpore, self.scalar_type(), kFirstChoice);
   auto number = opaque_to_host(self);
   if (self.is_conj()) number = number.conj();
   if (self.is_neg()) number = number.neg();
@@ -127,7 +127,7 @@ void register_copies() {
   auto& m =
       libraries->emplace_back(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
   if (!opaque_memory()) {
-    m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&host_route>());
+    m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&host_fallback>());
     return;
   }
   m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&copy_>());

@@ -32,7 +32,9 @@ Offer kernel_offer(uint64_t mindspore, uint64_t csrc) {
 
 // Kernel -> its forms, guarded by the GIL.
 struct Kernel {
-  explicit Kernel(const std::string& name) : counters(counters_of("mindspeed_ms::" + name)) {}
+  // A name with a namespace is that of an operator of torch which Python computes.
+  explicit Kernel(const std::string& name)
+      : counters(counters_of(name.find("::") == name.npos ? "mindspeed_ms::" + name : name)) {}
   Offer offer = kernel_offer(0, kNative);
   OpCounters& counters;
 };

@@ -76,4 +76,5 @@ def backward(
     """Gradients of query, key and value."""
     inputs = (query, key, value)
     found = gradients(lambda q, k, v: forward(q, k, v, mask, *options), inputs, (dout, dlse))
-    return tuple(torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True))
+    grads = (torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True))
+    return tuple(g.contiguous() for g in grads)  # as every form gives them

@@ -42,7 +42,14 @@ def test_host_tensors_of_any_shape_arrive():
     assert x.to("npu").cpu().equal(x)
     assert x.transpose(0, 2).to("npu").cpu().equal(x.transpose(0, 2))
     assert x.to("npu").stride() == x.stride()
-    for dtype in (torch.bool, torch.bfloat16, torch.float64, torch.complex64, torch.uint16, torch.float8_e5m2):
+    for dtype in (
+        torch.bool,
+        torch.bfloat16,
+        torch.float64,
+        torch.complex64,
+        torch.uint16,
+        torch.float8_e5m2,
+    ):
         assert x.to(dtype).to("npu").cpu().float().equal(x.to(dtype).float())
 
 
@@ -126,10 +133,18 @@ def test_a_copy_to_the_device_keeps_its_place_among_operators():
 def test_random_numbers_follow_seed_and_offset(crossing):
     torch.cuda.manual_seed(5)
     state = torch.cuda.get_rng_state()
-    first = [torch.randn(64, device="npu"), torch.rand(8, device="npu"), torch.empty(8, device="npu").bernoulli_()]
+    first = [
+        torch.randn(64, device="npu"),
+        torch.rand(8, device="npu"),
+        torch.empty(8, device="npu").bernoulli_(),
+    ]
     assert crossing() == (0, 0)
     torch.cuda.set_rng_state(state)
-    again = [torch.randn(64, device="npu"), torch.rand(8, device="npu"), torch.empty(8, device="npu").bernoulli_()]
+    again = [
+        torch.randn(64, device="npu"),
+        torch.rand(8, device="npu"),
+        torch.empty(8, device="npu").bernoulli_(),
+    ]
     assert all(a.equal(b) for a, b in zip(first, again, strict=True))
     assert not torch.randn(64, device="npu").equal(first[0])
 
@@ -140,7 +155,9 @@ def test_random_state_has_the_format_of_cuda():
     assert generator.get_state().view(torch.int64).tolist() == [9, generator.get_offset()]
     other = torch.Generator(device="npu")
     other.set_state(generator.get_state())
-    assert torch.rand(4, device="npu", generator=other).equal(torch.rand(4, device="npu", generator=generator))
+    assert torch.rand(4, device="npu", generator=other).equal(
+        torch.rand(4, device="npu", generator=generator)
+    )
 
 
 def test_a_random_state_of_the_cpu_target_is_taken():
