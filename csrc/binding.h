@@ -10,7 +10,7 @@
 // What both submodules of `_native` are bound with.
 namespace mindspeed_ms {
 
-// {name: code} of an enum made by MINDSPEED_MS_CODES.
+// {name: code} of an enum made by NAMED_CODES.
 template <Code T>
 pybind11::dict codes() {
   pybind11::dict out;
@@ -39,9 +39,9 @@ constexpr std::size_t arity(R (*)(Args...)) {
 
 }  // namespace mindspeed_ms
 
-// define() with the names checked against the number of parameters: MSK_DEFINE(m, "norm", &norm, x, weight,
-// y).
-#define MINDSPEED_MS_DEFINE(module, name, function, ...)                                               \
+// define() with the names checked against the number of parameters: DEFINE_WITH_NAMES(m, "norm", &norm, x,
+// weight, y).
+#define DEFINE_WITH_NAMES(module, name, function, ...)                                                 \
   do {                                                                                                 \
     static_assert(::mindspeed_ms::count_names(#__VA_ARGS__) == ::mindspeed_ms::arity(function), name); \
     ::mindspeed_ms::define(module, name, function, #__VA_ARGS__);                                      \

@@ -5,7 +5,7 @@
 
 // Enums that callers pass as integers. The list of enumerators is also the list of their names, which Python
 // reads as a dict (csrc/binding.h): `_native.kernels.UNARY["exp"]`. A code is typed nowhere else.
-#define MINDSPEED_MS_CODES(Type, ...)    \
+#define NAMED_CODES(Type, ...)           \
   enum class Type : int { __VA_ARGS__ }; \
   constexpr std::string_view names_of(Type) { return #__VA_ARGS__; }
 

@@ -14,15 +14,14 @@ import torch.distributed as dist
 from mindspeed_ms.comm import roster
 from mindspeed_ms.comm.engine import Engine, connect
 from mindspeed_ms.comm.solo import SoloEngine
-from mindspeed_ms.config import settings
 
 
 @cache
 def through_mindspore() -> bool:
-    """Whether npu tensors travel by MindSpore's communication (MINDSPEED_MS_ENGINE)."""
+    """Whether npu tensors travel by MindSpore's communication: on target Ascend."""
     from mindspeed_ms.device.mindspore import target
 
-    return settings.ENGINE.value == "mindspore" or target() == "Ascend"
+    return target() == "Ascend"
 
 
 def make_engine(

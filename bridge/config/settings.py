@@ -118,13 +118,6 @@ TARGET = _choice("TARGET", ("CPU", "Ascend"), "CPU", "where MindSpore runs")
 COVERAGE = _path(
     "COVERAGE", "a file", "at exit, calls and time per operator and route go there", "nothing is written"
 )
-ENGINE = _choice(
-    "ENGINE",
-    ("auto", "mindspore"),
-    "auto",
-    "`mindspore`: npu tensors travel through MindSpore's communication, as `auto` does on Ascend; for tests, "
-    "as its CPU backend has little more than all_reduce",
-)
 SEGMENT = _choice(
     "SEGMENT",
     ("proc", "socket"),

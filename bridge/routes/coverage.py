@@ -22,7 +22,7 @@ _since = time.perf_counter()
 
 
 def counted(kernel: str, tensor: torch.Tensor, route: str = "csrc") -> AbstractContextManager[Any]:
-    """Counts its body as one call of fused kernel `kernel`, or of ``aten::name``, on `route`, for npu tensors."""
+    """Counts its body, for npu tensors, as one call of a fused kernel, or of ``aten::name``, on `route`."""
     if tensor.device.type != "npu":
         return nullcontext()
     return _runtime.CountedCall(kernel, tensor.dtype, route)

@@ -120,9 +120,7 @@ at::ScalarType scalar_type_of(py::handle ms_dtype) {
 
 py::object lend_host(const at::Tensor& cpu) { return lend_dlpack(cpu, cpu.storage()); }
 
-PyObject* mindspore_dtype(at::ScalarType dtype) {
-  return mindspore().of_torch[static_cast<size_t>(dtype)];
-}
+PyObject* mindspore_dtype(at::ScalarType dtype) { return mindspore().of_torch[static_cast<size_t>(dtype)]; }
 
 py::object lend_to_mindspore(const at::Tensor& t) {
   if (opaque_memory()) return py::reinterpret_steal<py::object>(opaque_lend(t));

@@ -1,5 +1,5 @@
-// Copies, casts, fills and reads of one number. On host memory torch's CPU kernels make them; opaque memory is
-// copied and filled on the device, and only what comes from the host or goes there crosses the bus. clone,
+// Copies, casts, fills and reads of one number. On host memory torch's CPU kernels make them; opaque memory
+// is copied and filled on the device, and only what comes from the host or goes there crosses the bus. clone,
 // contiguous and conversions are torch's composites of these.
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -124,8 +124,8 @@ void local_scalar_dense(const c10::OperatorHandle& op, c10::DispatchKeySet, Stac
 void register_copies() {
   static auto* libraries = new std::vector<torch::Library>;
   if (!libraries->empty()) return;
-  auto& m =
-      libraries->emplace_back(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+  auto& m = libraries->emplace_back(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__,
+                                    __LINE__);
   if (!opaque_memory()) {
     m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&host_fallback>());
     return;

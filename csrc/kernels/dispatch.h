@@ -29,4 +29,4 @@ struct Select<kAvx512, kAvx2, kPortable> {
 #define MSK_SELECT(name) (&::mindspeed_ms::kernels::Select<&avx512::name, &avx2::name, &portable::name>::call)
 
 // Binds kernel `name` of the three namespaces as a Python function; then the names of its parameters.
-#define MSK_DEF(module, name, ...) MINDSPEED_MS_DEFINE(module, #name, MSK_SELECT(name), __VA_ARGS__)
+#define MSK_DEF(module, name, ...) DEFINE_WITH_NAMES(module, #name, MSK_SELECT(name), __VA_ARGS__)

@@ -236,9 +236,9 @@ void gemm(Ptr a, Ptr b, Ptr c, Dim m, Dim n, Dim k, Dim lda, Dim ldb, Dim ldc, b
 }  // namespace
 
 void bind_gemm(pybind11::module_& m) {
-  MINDSPEED_MS_DEFINE(m, "gemm_load", &gemm_load, path);
-  MINDSPEED_MS_DEFINE(m, "gemm", &gemm, a, b, c, m, n, k, lda, ldb, ldc, turn_a, turn_b, batch, stride_a,
-                      stride_b, stride_c, alpha, beta, deterministic, dtype, out_dtype);
+  DEFINE_WITH_NAMES(m, "gemm_load", &gemm_load, path);
+  DEFINE_WITH_NAMES(m, "gemm", &gemm, a, b, c, m, n, k, lda, ldb, ldc, turn_a, turn_b, batch, stride_a,
+                    stride_b, stride_c, alpha, beta, deterministic, dtype, out_dtype);
   m.def("gemm_widens_bfloat16", [] { return g_widen_bfloat16; });
   m.def(
       "gemm_widen_bfloat16", [](bool on) { g_widen_bfloat16 = on; }, pybind11::arg("on"),

@@ -120,8 +120,8 @@ void copy_rows(Ptr source, Ptr target, std::int64_t rows, std::int64_t width, st
 }
 
 void bind_strided_copy(pybind11::module_& m) {
-  MINDSPEED_MS_DEFINE(m, "copy_to_contiguous", &copy_to_contiguous, source, target, shape, strides, item);
-  MINDSPEED_MS_DEFINE(m, "copy_rows", &copy_rows, source, target, rows, width, source_step, target_step);
+  DEFINE_WITH_NAMES(m, "copy_to_contiguous", &copy_to_contiguous, source, target, shape, strides, item);
+  DEFINE_WITH_NAMES(m, "copy_rows", &copy_rows, source, target, rows, width, source_step, target_step);
 }
 
 }  // namespace mindspeed_ms::kernels

@@ -47,7 +47,8 @@ void set_current_device(c10::DeviceIndex index) {
     return;
   }
   TORCH_CHECK(!g_initialized || index == g_card, "npu:", static_cast<int>(index), " was asked for, but this ",
-              "process runs on npu:", static_cast<int>(g_card.load()), " already and keeps to one card: call ",
+              "process runs on npu:", static_cast<int>(g_card.load()),
+              " already and keeps to one card: call ",
               "torch.cuda.set_device before the first tensor on the device, and start one process per card.");
   g_card = index;
 }

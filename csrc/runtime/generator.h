@@ -11,8 +11,9 @@ namespace mindspeed_ms {
 // Generator of the npu device.
 //
 // On host memory it wraps torch's CPU engine (Mersenne Twister), so a seed gives on the host route the very
-// numbers that plain torch gives on CPU: loss curves with dropout stay comparable. On Ascend it is the seed and
-// the offset of the Philox engine that the device's operators have; its state is that of a CUDA generator.
+// numbers that plain torch gives on CPU: loss curves with dropout stay comparable. On Ascend it is the seed
+// and the offset of the Philox engine that the device's operators have; its state is that of a CUDA
+// generator.
 class NpuGenerator final : public c10::GeneratorImpl {
  public:
   // `engine`: undefined for Philox.

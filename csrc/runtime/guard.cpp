@@ -20,7 +20,7 @@ namespace {
 
 // Calls a stream hook; where MindSpore has not started, no stream has anything to do yet.
 template <typename Result, typename... Args>
-Result on_device(PyObject* StreamHooks::* hook, Result otherwise, Args&&... args) {
+Result on_device(PyObject* StreamHooks::*hook, Result otherwise, Args&&... args) {
   if (!opaque_memory()) return otherwise;
   py::gil_scoped_acquire gil;
   PyObject* fn = stream_hooks().*hook;

@@ -50,8 +50,9 @@ void bind_device(py::module_& m) {
   m.def("set_device", [](int d) { set_current_device(static_cast<c10::DeviceIndex>(d)); });
   m.def("exchange_device",
         [](int d) { return static_cast<int>(exchange_device(static_cast<c10::DeviceIndex>(d))); });
-  m.def("use_one_card", [](int d) { use_one_card(static_cast<c10::DeviceIndex>(d)); },
-        "This process has one card, `d` until set_device says otherwise before the first use.");
+  m.def(
+      "use_one_card", [](int d) { use_one_card(static_cast<c10::DeviceIndex>(d)); },
+      "This process has one card, `d` until set_device says otherwise before the first use.");
   m.def(
       "draw_philox",
       [](const std::optional<at::Generator>& generator, int device, uint64_t count) {
@@ -90,9 +91,8 @@ void bind_opaque(py::module_& m) {
   m.def("set_opaque_hooks", [](const py::dict& hooks) {
     auto& h = opaque_hooks();
     auto take = [&](const char* name) { return py::object(hooks[name]).release().ptr(); };
-    h = {take("allocate"), take("view"),       take("retype"),  take("copy"),       take("fill"),
-         take("settle"),   take("write_host"), take("to_host"), take("pin"),
-         take("synchronize")};
+    h = {take("allocate"), take("view"),       take("retype"),  take("copy"), take("fill"),
+         take("settle"),   take("write_host"), take("to_host"), take("pin"),  take("synchronize")};
   });
 }
 
@@ -103,7 +103,8 @@ void bind_streams(py::module_& m) {
                       take("record"), take("wait"),  take("event_query"), take("event_synchronize"),
                       take("elapsed")};
   });
-  m.def("elapsed_milliseconds", &elapsed_milliseconds, "Between two events, as torch.Event.event_id names them.");
+  m.def("elapsed_milliseconds", &elapsed_milliseconds,
+        "Between two events, as torch.Event.event_id names them.");
   m.def("synchronize_device", &opaque_synchronize, "Waits for all streams of an Ascend device.");
 }
 

@@ -47,9 +47,7 @@ at::ScalarType integer_of(at::ScalarType dtype) {
 }
 
 // The dtype under which elements are moved: integers of the same width where MindSpore has no such type.
-at::ScalarType carrier(at::ScalarType dtype) {
-  return mindspore_dtype(dtype) ? dtype : integer_of(dtype);
-}
+at::ScalarType carrier(at::ScalarType dtype) { return mindspore_dtype(dtype) ? dtype : integer_of(dtype); }
 
 // The dtype under which they cross the bus: numpy has no bfloat16, and DLPack as MindSpore reads it no bool.
 at::ScalarType on_the_bus(at::ScalarType dtype) {

@@ -11,9 +11,9 @@ struct OpaqueHooks {
   PyObject* retype = nullptr;    // (ms.Tensor, elements, ms dtype) -> flat ms.Tensor over the same memory
   PyObject* copy = nullptr;      // (view, source ms.Tensor on the device): casts and broadcasts
   PyObject* fill = nullptr;      // (view, number)
-  PyObject* settle = nullptr;    // (result) -> ms.Tensor on the device, contiguous from the start of its memory
-  PyObject* write_host = nullptr;  // (contiguous view, ms.Tensor on the host, same dtype and size)
-  PyObject* to_host = nullptr;     // (view) -> contiguous CPU torch tensor of its elements
+  PyObject* settle = nullptr;  // (result) -> ms.Tensor on the device, contiguous from the start of its memory
+  PyObject* write_host = nullptr;   // (contiguous view, ms.Tensor on the host, same dtype and size)
+  PyObject* to_host = nullptr;      // (view) -> contiguous CPU torch tensor of its elements
   PyObject* pin = nullptr;          // (bytes) -> ms.Tensor over pinned host memory
   PyObject* synchronize = nullptr;  // () -> None, when all streams of the device have done their work
 };

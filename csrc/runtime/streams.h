@@ -6,8 +6,8 @@ using PyObject = _object;
 
 namespace mindspeed_ms {
 
-// Streams and events of opaque memory are MindSpore's (bridge/device/device_streams.py); streams go by number,
-// 0 is the default one. On host memory there are none: work is done when it is asked for.
+// Streams and events of opaque memory are MindSpore's (bridge/device/device_streams.py); streams go by
+// number, 0 is the default one. On host memory there are none: work is done when it is asked for.
 struct StreamHooks {
   PyObject* make = nullptr;         // (priority) -> number
   PyObject* enter = nullptr;        // (number) -> None: makes it current

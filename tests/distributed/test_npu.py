@@ -67,32 +67,3 @@ def cuda_script(rank, world, store):
 
 def test_cuda_script_unchanged():
     ranks.run(cuda_script, 2, env={"LOCAL_WORLD_SIZE": "2"})
-
-
-def through_mindspore(rank, world, store):
-    import mindspeed_ms.patch  # noqa: F401
-    import torch
-    import torch.distributed as dist
-
-    torch.cuda.set_device(rank)
-    dist.init_process_group("nccl", store=store, rank=rank, world_size=world)
-    pair = dist.new_group([0, 1], group_desc="pair")
-    for op, expected in ((dist.ReduceOp.SUM, 3), (dist.ReduceOp.AVG, 1.5), (dist.ReduceOp.MAX, 2)):
-        t = torch.full((6, 5), rank + 1.0, device="cuda")[:, ::2]  # not contiguous: a stand-in travels
-        dist.all_reduce(t, op, group=pair)
-        assert (t.cpu() == expected).all()
-    host = torch.full((3,), rank + 1.0)
-    dist.broadcast(host, 1)  # MindSpore's CPU backend has no broadcast from rank 1: the host's engine has
-    assert (host == 2).all()
-    groups = [g for g in dist.distributed_c10d._world.pg_map if g.title == "pair"]
-    made = [entry["description"] for entry in groups[0].history()]
-    dist.destroy_process_group()
-    return made
-
-
-def test_device_tensors_travel_through_mindspore():
-    """The engine of Ascend, with the one collective of MindSpore's CPU backend."""
-    env = {"LOCAL_WORLD_SIZE": "2", "MINDSPEED_MS_ENGINE": "mindspore"}
-    for made in ranks.run(through_mindspore, 2, env=env):
-        assert len(made) == 3
-        assert all("all_reduce" in text and "'pair-" in text for text in made)

@@ -27,8 +27,8 @@ needs_addresses = pytest.mark.skipif(
 )
 of_the_cpu_target = pytest.mark.skipif(
     _runtime.on_ascend(),
-    reason="holds of the CPU target: devices are the ranks of the host, memory is counted at once, and torch's "
-    "CPU engine draws; tests/cann/on_device/device.py has Ascend's",
+    reason="holds of the CPU target: devices are the ranks of the host, memory is counted at once, and "
+    "torch's CPU engine draws; tests/cann/on_device/device.py has Ascend's",
 )
 
 

@@ -1,4 +1,4 @@
-"""The torch device where the target is Ascend: copies, memory, random numbers, streams, and what crosses the bus.
+"""The torch device on target Ascend: copies, memory, random numbers, streams, and what crosses the bus.
 
 Run by tests/cann/test_device.py.
 """
@@ -19,8 +19,10 @@ MEGABYTE = 2**20
 
 @pytest.fixture
 def crossing():
-    """What crossed the bus since the test began, (to the device, to the host, synchronisations): as the package
-    counts it, which is what the simulated runtime saw."""
+    """What crossed the bus since the test began, (to the device, to the host, synchronisations).
+
+    As the package counts it, which is what the simulated runtime saw.
+    """
     torch.zeros(1, device="npu").item()  # the device has started
     torch.cuda.synchronize()
     _runtime.reset_bus_counters()
@@ -267,7 +269,11 @@ def test_the_card_is_that_of_local_rank_and_stays():
 def test_an_error_of_mindspore_comes_out_as_it_is():
     from mindspore import mint
 
-    with pytest.raises(Exception, match="(?i)matmul|shape|dim") as caught:
-        x = _runtime.to_mindspore(torch.ones(2, 3, device="npu"))
+    x = _runtime.to_mindspore(torch.ones(2, 3, device="npu"))
+
+    def multiply() -> None:  # MindSpore may notice at the call or when the result is asked for
         _runtime.from_mindspore(mint.matmul(x, x), torch.cuda.current_device()).cpu()
+
+    with pytest.raises(Exception, match=r"(?i)matmul|shape|dim") as caught:
+        multiply()
     assert "NULL" not in str(caught.value)
