@@ -52,6 +52,27 @@ def new_process_group_helper(original: Callable[..., Any], *args: Any, **kwargs:
     return group, store
 
 
+@around(
+    f"{C10D}:batch_isend_irecv",
+    reason="torch batches for its own class of groups; on Ascend ranks that send to each other first hang",
+)
+def batch_isend_irecv(original: Callable[..., Any], p2p_op_list: list[Any]) -> Any:
+    """Messages that travel by MindSpore's communication leave as one batch; others as torch sends them."""
+    from mindspeed_ms.comm.process_group import ProcessGroupMindSpore
+    from mindspeed_ms.comm.topology import through_mindspore
+
+    c10d = torch.distributed.distributed_c10d
+    c10d._check_p2p_op_list(p2p_op_list)
+    group, device = p2p_op_list[0].group or c10d._get_default_group(), p2p_op_list[0].tensor.device
+    if not isinstance(group, ProcessGroupMindSpore) or device.type != "npu" or not through_mindspore():
+        return original(p2p_op_list)
+    with c10d._coalescing_manager(group, device, async_ops=True) as manager:
+        for message in p2p_op_list:
+            peer = "group_dst" if message.op is c10d.isend else "group_src"
+            message.op(message.tensor, group=message.group, tag=message.tag, **{peer: message.group_peer})
+    return manager.works
+
+
 @around(f"{C10D}:init_process_group", reason="groups of this backend serve every device, bound to none")
 def init_process_group(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Torch's own; MindSpore's communication, where tensors travel through it, starts with the group."""
