@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-# The shipped routes are tested, not those that `mindspeed-ms doctor --calibrate` may have kept here.
+# The shipped routes are tested, not those that `mindspeed-ms calibrate` may have kept here.
 SHIPPED = Path(__file__).resolve().parents[1] / "bridge" / "ops" / "auto_routes.json"
 os.environ.setdefault("MINDSPEED_MS_AUTO_ROUTES", str(SHIPPED))
 

@@ -11,16 +11,16 @@ from datetime import timedelta
 from functools import cache
 
 import torch.distributed as dist
+from mindspeed_ms import device
 from mindspeed_ms.comm import roster
 from mindspeed_ms.comm.engine import Engine, connect
 from mindspeed_ms.comm.solo import SoloEngine
+from mindspeed_ms.device.mindspore import target
 
 
 @cache
 def through_mindspore() -> bool:
     """Whether npu tensors travel by MindSpore's communication: on target Ascend."""
-    from mindspeed_ms.device.mindspore import target
-
     return target() == "Ascend"
 
 
@@ -52,7 +52,6 @@ def make_device_engine(group: dist.ProcessGroup) -> Engine:
     """
     if group.size() == 1:
         return SoloEngine()
-    from mindspeed_ms import device
     from mindspeed_ms.comm.ascend import AscendEngine
     from mindspeed_ms.comm.groups import mindspore_group
     from mindspore.mint import distributed

@@ -13,10 +13,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mindspeed_ms import __version__
-from mindspeed_ms.commands import coverage, doctor, env, patches, run
+from mindspeed_ms.commands import calibrate, coverage, doctor, env, patches, run
 from mindspeed_ms.commands.errors import CommandError
 
-COMMANDS = {"run": run, "doctor": doctor, "coverage": coverage, "patches": patches, "env": env}
+COMMANDS = {
+    "run": run,
+    "doctor": doctor,
+    "calibrate": calibrate,
+    "coverage": coverage,
+    "patches": patches,
+    "env": env,
+}
 
 
 class _Parser(argparse.ArgumentParser):

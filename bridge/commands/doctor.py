@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from mindspeed_ms.commands import calibrate
 from mindspeed_ms.config import settings, versions
 
 HELP = "examine the installation and say what to do"
@@ -135,7 +136,7 @@ def _routes() -> Iterator[Finding]:
     old = file == auto.DEFAULT and auto.measured().exists()
     advice = (
         f"{auto.measured()} was measured on another machine or with other versions: "
-        "run mindspeed-ms doctor --calibrate"
+        "run mindspeed-ms calibrate"
         if old
         else ""
     )
@@ -170,9 +171,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Print the report, with --calibrate after measuring this machine's routes; 1 if something is off."""
     if options.calibrate:
-        from mindspeed_ms.ops import calibrate
-
-        print(f"routes measured on this machine are kept in {calibrate.keep()}", flush=True)
+        calibrate.execute(argparse.Namespace(output=None, only=None, dtypes=None))
     off = 0
     for finding in examine():
         off += bool(finding.advice)

@@ -128,7 +128,7 @@ AUTOLOAD = _switch("AUTOLOAD", "switch the bridge on at `import torch`")
 AUTO_ROUTES = _path(
     "AUTO_ROUTES",
     "a file",
-    "the table of route `auto`, as `mindspeed-ms doctor --calibrate` measures it",
+    "the table of route `auto`, as `mindspeed-ms calibrate` measures it",
     "what was measured on this machine, else as shipped",
 )
 ISA = _choice(

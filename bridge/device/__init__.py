@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from mindspeed_ms import _runtime
@@ -52,7 +53,7 @@ def enable(register_operators: Callable[[], None]) -> None:
     torch.utils.rename_privateuse1_backend("npu")
     torch._register_device_module("npu", npu)
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
-    sharing.install(register_operators)
+    sharing.install(partial(enable, register_operators))
     # Backward of npu tensors on the thread that calls it, as for CPU tensors: no hand-over per graph task,
     # and the OpenMP team of the caller is used. Other threads keep torch's default (they take turns at
     # MindSpore).

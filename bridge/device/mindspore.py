@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from mindspeed_ms import _runtime
 from mindspeed_ms.config import settings
-from mindspeed_ms.device import cann
+from mindspeed_ms.device import cann, device_streams, opaque
 
 DTYPES = {
     "bool_": torch.bool,
@@ -74,8 +74,6 @@ def start() -> None:
         {getattr(ms, name): _scalar_type_number(dtype) for name, dtype in DTYPES.items()},
     )
     if _runtime.opaque_memory():
-        from mindspeed_ms.device import device_streams, opaque
-
         opaque.install()
         device_streams.install()
     _started = True

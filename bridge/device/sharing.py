@@ -14,18 +14,18 @@ import torch
 from torch.multiprocessing import reductions
 
 
-def install(register_operators: Callable[[], None]) -> None:
+def install(enable: Callable[[], None]) -> None:
     """Teaches the pickler of ``torch.multiprocessing`` to send npu tensors and parameters.
 
     Args:
-        register_operators: what the receiver's device is enabled with, a function of a module.
+        enable: what enables the device of the receiver; it can be pickled.
     """
-    ForkingPickler.register(torch.Tensor, _reduce(reductions.reduce_tensor, register_operators))
-    ForkingPickler.register(torch.nn.Parameter, _reduce(reductions.reduce_tensor, register_operators))
+    ForkingPickler.register(torch.Tensor, _reduce(reductions.reduce_tensor, enable))
+    ForkingPickler.register(torch.nn.Parameter, _reduce(reductions.reduce_tensor, enable))
 
 
 def _reduce(
-    original: Callable[[torch.Tensor], Any], register_operators: Callable[[], None]
+    original: Callable[[torch.Tensor], Any], enable: Callable[[], None]
 ) -> Callable[[torch.Tensor], Any]:
     def reduce(tensor: torch.Tensor) -> Any:
         if tensor.device.type != "npu":
@@ -33,17 +33,15 @@ def _reduce(
         if tensor.requires_grad and not tensor.is_leaf:
             raise RuntimeError("A tensor with a grad_fn cannot be sent to another process: detach it first.")
         is_parameter = isinstance(tensor, torch.nn.Parameter)
-        return _arrive, (register_operators, tensor.detach().cpu(), tensor.requires_grad, is_parameter)
+        return _arrive, (enable, tensor.detach().cpu(), tensor.requires_grad, is_parameter)
 
     return reduce
 
 
 def _arrive(
-    register_operators: Callable[[], None], host: torch.Tensor, requires_grad: bool, is_parameter: bool
+    enable: Callable[[], None], host: torch.Tensor, requires_grad: bool, is_parameter: bool
 ) -> torch.Tensor:
     """In the other process, which may not have the device yet."""
-    from mindspeed_ms import device
-
-    device.enable(register_operators)
+    enable()
     tensor = host.to("npu")
     return torch.nn.Parameter(tensor, requires_grad) if is_parameter else tensor.requires_grad_(requires_grad)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from mindspeed_ms.comm import mindspore_group
 from mindspeed_ms.kernels.dispatch import gradient_on_mindspore, on_mindspore
 from mindspeed_ms.routes import choose, on_ascend
 from torch.autograd.function import once_differentiable
@@ -88,8 +89,6 @@ def _without_group(group: dist.ProcessGroup) -> str | None:
 
 def _name(group: dist.ProcessGroup) -> str | None:
     """MindSpore's name of a group that exists there; in a dry run, which sends nothing, of any known one."""
-    from mindspeed_ms.comm import mindspore_group
-
     try:
         known = mindspore_group(group)
     except ValueError:  # torch has destroyed it, or it is another package's

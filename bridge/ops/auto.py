@@ -2,7 +2,7 @@
 
 A table is a file ``{"routes": {operator: {dtype: [below, above, numel]}}, "machine": ...}`` written by
 :mod:`.calibrate`. Operators and dtypes that it does not name run on the host. Taken is the file that
-MINDSPEED_MS_AUTO_ROUTES names, else what ``mindspeed-ms doctor --calibrate`` measured on this very machine
+MINDSPEED_MS_AUTO_ROUTES names, else what ``mindspeed-ms calibrate`` measured on this very machine
 with these versions, else ``auto_routes.json`` beside this module.
 """
 
@@ -36,7 +36,7 @@ def machine() -> dict[str, str | int]:
 
 
 def measured() -> Path:
-    """Where ``mindspeed-ms doctor --calibrate`` keeps the table of this machine."""
+    """Where ``mindspeed-ms calibrate`` keeps the table of this machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspeed_ms" / DEFAULT.name
 
 
@@ -74,7 +74,7 @@ def apply(table: dict[str, Lowering]) -> None:
         entry = table.get(name)
         if entry is None:
             raise ValueError(
-                f"{file} names {name}, which has no lowering; remake it with mindspeed_ms.ops.calibrate."
+                f"{file} names {name}, which has no lowering; remake it with `mindspeed-ms calibrate`."
             )
         for dtype_name, (below, above, numel) in by_dtype.items():
             dtype = getattr(torch, dtype_name)

@@ -1,7 +1,7 @@
 """Measures every lowering on its routes and writes the table of route auto.
 
-    mindspeed-ms doctor --calibrate          keeps the table for later runs on this machine
-    python -m mindspeed_ms.ops.calibrate [--output FILE] [--only OPERATOR ...]      remakes the shipped one
+    mindspeed-ms calibrate                                         for later runs on this machine
+    mindspeed-ms calibrate --output FILE [--only OPERATOR ...]     remakes another table, the shipped one
 
 For each operator and dtype, calls of four sizes are timed on every route in turn; the fastest is taken, by
 the weights of PREFERENCE, and the size where it changes. A route whose result differs from float64 by more
@@ -10,9 +10,7 @@ than torch's own tolerance for the dtype is left out.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +18,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mindspeed_ms.ops import auto
+from mindspeed_ms.ops.fences import precise
+from mindspeed_ms.ops.registry import table
 
 SIDES = (16, 64, 256, 1024)
 """Calls are measured on square matrices of these sides."""
@@ -131,8 +132,6 @@ def _seconds(call: Call, inputs: Sequence[torch.Tensor], budget: float) -> float
 
 def measure(name: str, dtype: torch.dtype, rounds: int = 3) -> dict[str, list[float]]:
     """Seconds per call by route, one for each of SIDES; routes that are wrong are missing."""
-    from mindspeed_ms.ops.registry import table
-
     entry, call = table[name], CALLS[name]
     found: dict[str, list[list[float]]] = {route: [] for route in entry.routes(dtype)}
     for side in SIDES:
@@ -171,9 +170,6 @@ def choose(seconds: dict[str, list[float]]) -> tuple[str, str, int]:
 
 def calibrate(names: Sequence[str], dtypes: Sequence[torch.dtype]) -> dict[str, dict[str, list[Any]]]:
     """Table of route auto, measured; operators for which the host is fastest everywhere are left out."""
-    from mindspeed_ms.ops.fences import precise
-    from mindspeed_ms.ops.registry import table
-
     routes: dict[str, dict[str, list[Any]]] = {}
     for name in names:
         for dtype in dtypes:
@@ -194,62 +190,9 @@ def calibrate(names: Sequence[str], dtypes: Sequence[torch.dtype]) -> dict[str, 
     return routes
 
 
-def start() -> None:
-    """Switches the device on."""
-    import mindspeed_ms.patch  # noqa: F401
-    from mindspeed_ms import _runtime
-
-    _runtime.ensure_initialized()
-
-
 def write(routes: dict[str, dict[str, list[Any]]], file: Path) -> None:
     """Writes the table, an operator a line."""
-    from mindspeed_ms.ops import auto
-
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(routes[name])}" for name in sorted(routes))
     text = f'{{\n "machine": {json.dumps(auto.machine())},\n "routes": {{\n{lines}\n }}\n}}\n'
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
-
-
-def keep() -> Path:
-    """Measures everything and keeps the table for later runs on this machine; returns its file."""
-    from mindspeed_ms.ops import auto
-
-    start()
-    write(calibrate(sorted(CALLS), MEASURED), auto.measured())
-    return auto.measured()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    from mindspeed_ms.ops import auto
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--output", type=Path, default=auto.DEFAULT, help="file to write (default: the package's)"
-    )
-    parser.add_argument(
-        "--only", nargs="*", choices=sorted(CALLS), help="operators to measure; the others stay"
-    )
-    parser.add_argument(
-        "--dtypes",
-        nargs="*",
-        default=[str(dtype).removeprefix("torch.") for dtype in MEASURED],
-        help="dtypes to measure",
-    )
-    options = parser.parse_args(arguments)
-
-    start()
-    routes = json.loads(auto.path().read_text())["routes"] if options.only else {}
-    names = options.only or sorted(CALLS)
-    for name in names:
-        routes.pop(name, None)
-    routes |= calibrate(names, [getattr(torch, dtype) for dtype in options.dtypes])
-    write(routes, options.output)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from mindspeed_ms.device import mindspore
+
 
 def _started() -> bool:
-    from mindspeed_ms.device import mindspore
-
     return mindspore.started()
 
 

@@ -7,6 +7,7 @@ the calls are, its time is that of the operators in it.
 from __future__ import annotations
 
 import atexit
+import importlib.metadata
 import json
 import os
 import time
@@ -47,8 +48,6 @@ def reset() -> None:
 
 def report() -> dict[str, Any]:
     """Rows, wall time since the last reset in seconds, and versions: what ``mindspeed-ms coverage`` reads."""
-    import importlib.metadata
-
     names = ("mindspeed-ms", "torch", "mindspore", "megatron-core", "numpy")
     versions = {}
     for name in names:

@@ -67,10 +67,11 @@ def test_nothing_reads_past_the_table():
 
 def test_names_in_the_sources_exist():
     """A docstring, an error message or a script speaks of no variable that has gone."""
-    files = [*SHIPPED, *(ROOT / "csrc").rglob("*.*"), *ROOT.glob("*.md"), *(ROOT / "examples").glob("*.sh")]
-    for path in files:
+    csrc = list((ROOT / "csrc").rglob("*.*"))
+    macros = {name for path in csrc for name in re.findall(r"#define (\w+)", path.read_text())}
+    for path in [*SHIPPED, *csrc, *ROOT.glob("*.md"), *(ROOT / "examples").glob("*.sh")]:
         for name in re.findall(r"MINDSPEED_MS_[A-Z]\w*", path.read_text()):
-            assert name in NAMES, f"{path} names {name}"
+            assert name in NAMES or name in macros, f"{path} names {name}"
 
 
 def test_routes_are_those_of_the_runtime():
