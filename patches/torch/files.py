@@ -15,13 +15,13 @@ from mindspeed_ms.patches.registry import around
 REASON = "torch's own copies through a tensor over the bare address, which the device does not know"
 
 
-@around("torch:UntypedStorage._write_file", reason=REASON)
+@around("torch.storage:UntypedStorage._write_file", reason=REASON)
 def write_file(original: Callable[..., None], self: torch.UntypedStorage, *args: Any) -> None:
     """Torch's own, of a copy on the host."""
     original(self.cpu() if self.device.type == "npu" else self, *args)
 
 
-@around("torch:UntypedStorage._set_from_file", reason=REASON)
+@around("torch.storage:UntypedStorage._set_from_file", reason=REASON)
 def set_from_file(
     original: Callable[..., Any], self: torch.UntypedStorage, *args: Any
 ) -> torch.UntypedStorage:
