@@ -7,11 +7,12 @@ first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from math import prod
 from typing import Any
 
 import torch
-from mindspeed_ms.ops.dtypes import cast
+from mindspeed_ms.ops.dtypes import cast, torch_dtype
 from mindspeed_ms.ops.names import ag, mint, ms, ops
 from mindspeed_ms.ops.registry import ALL, FLOATS, INTS, lowering
 
@@ -137,8 +138,10 @@ def scatter_add(x: ms.Tensor, dim: int, index: ms.Tensor, source: ms.Tensor) -> 
     return ops.tensor_scatter_elements(x, index, source, dim, "add")
 
 
-@lowering("aten::cat", dtypes=(*ALL, torch.bfloat16))
+@lowering("aten::cat", dtypes=(*ALL, torch.bfloat16), mixed=True)
 def cat(tensors: Sequence[ms.Tensor], dim: int) -> Any:
+    common = reduce(torch.promote_types, map(torch_dtype, tensors))
+    tensors = [cast(t, common) for t in tensors]
     first = tensors[0].shape
     if not first:
         return NotImplemented

@@ -22,6 +22,8 @@ FLOATS = (torch.float32, torch.float16, torch.float64)
 INTS = (torch.int64, torch.int32)
 BOOL = (torch.bool,)
 ALL = FLOATS + INTS + BOOL
+ASCEND_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""What Ascend computes in; it has no float64."""
 
 
 @dataclass
@@ -32,6 +34,11 @@ class Lowering:
     overloads: list[schemas.Overload]
     mindspore: Callable[..., Any] | None = None
     mindspore_dtypes: tuple[torch.dtype, ...] = ()
+    """Of MindSpore's CPU backend."""
+    ascend: Callable[..., Any] | None = None
+    """MindSpore's kernel on Ascend where that is another than on CPU (:func:`on_ascend`)."""
+    ascend_dtypes: tuple[torch.dtype, ...] | None = None
+    """By default those of CPU without float64, and with bfloat16 where there are floating types."""
     csrc: Callable[..., Any] | None = None
     csrc_dtypes: tuple[torch.dtype, ...] = ()
     csrc_in_place: Callable[..., Any] | None = None
@@ -45,9 +52,20 @@ class Lowering:
     handle: Any = field(default=None, repr=False)
     """The registered ``_runtime.Lowering``, None before :func:`register_all`."""
 
+    def of_target(self) -> tuple[Callable[..., Any] | None, tuple[torch.dtype, ...]]:
+        """MindSpore's kernel on this process's target, and its dtypes."""
+        if not _runtime.on_ascend():
+            return self.mindspore, self.mindspore_dtypes
+        dtypes = self.ascend_dtypes
+        if dtypes is None:
+            floats = any(d.is_floating_point for d in self.mindspore_dtypes)
+            rest = (d for d in self.mindspore_dtypes if d not in (torch.float64, *ASCEND_FLOATS))
+            dtypes = (*(ASCEND_FLOATS if floats else ()), *rest)
+        return self.ascend or self.mindspore, dtypes
+
     def routes(self, dtype: torch.dtype) -> tuple[str, ...]:
         """Routes that may take a call of this dtype; host always may."""
-        has = (("mindspore", self.mindspore_dtypes), ("csrc", self.csrc_dtypes), ("host", (dtype,)))
+        has = (("mindspore", self.of_target()[1]), ("csrc", self.csrc_dtypes), ("host", (dtype,)))
         return tuple(route for route, dtypes in has if dtype in dtypes)
 
 
@@ -99,15 +117,38 @@ def lowering(*names: str, dtypes: Iterable[torch.dtype], **options: Any) -> Call
     return enter
 
 
+def on_ascend(
+    *names: str, dtypes: Iterable[torch.dtype] = ASCEND_FLOATS, **options: Any
+) -> Callable[[Callable], Callable]:
+    """Decorator: the function is MindSpore's kernel of `names` on Ascend; on CPU there is another, or none.
+
+    Args:
+        dtypes: of the deciding tensor.
+        options: as for :func:`lowering`, where CPU has no kernel; else they are those of its row.
+    """
+
+    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name in names:
+            if name not in table:
+                table[name] = Lowering(name, schemas.overloads(name), **options)
+            table[name].ascend, table[name].ascend_dtypes = function, tuple(dtypes)
+        return function
+
+    return enter
+
+
 def register_all() -> None:
     """Registers the table with torch's dispatcher. Once per process."""
     for entry in table.values():
-        if entry.mindspore is None and _runtime.opaque_memory():
+        mindspore, dtypes = entry.of_target()
+        if mindspore is None and entry.csrc is None:
+            continue  # a kernel of the other target
+        if mindspore is None and _runtime.opaque_memory():
             continue  # csrc kernels take addresses; torch's composite, or what copies on the device, runs
         entry.handle = _runtime.Lowering(
             entry.name,
-            mindspore=entry.mindspore,
-            mindspore_dtypes=entry.mindspore_dtypes,
+            mindspore=mindspore,
+            mindspore_dtypes=dtypes,
             csrc=entry.csrc,
             csrc_dtypes=entry.csrc_dtypes,
             key_arg=entry.key_arg,

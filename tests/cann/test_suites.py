@@ -7,6 +7,7 @@ SUITES = (
     "tests/unit/test_device.py",
     "tests/unit/test_kernels_norm.py",
     "tests/unit/test_kernels_operators.py",
+    "tests/unit/test_lowerings.py",
 )
 
 
