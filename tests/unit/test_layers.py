@@ -45,6 +45,7 @@ WHY_LATER: dict[str, dict[str, str]] = {
         "comm.topology": "comm.ascend comm.groups comm.hierarchy",
         "patches.megatron.checkpointing": "comm torch",
         "patches.megatron.parallel_state": "comm",
+        "patches.torch.distributed": "comm",
     },
     "what a script never asks for, it does not load: lowerings, kernels": {
         "kernels.aten": "kernels.optimizer",

@@ -51,6 +51,8 @@ def test_a_second_lowering_fails() -> None:
 
 def test_every_in_place_and_out_form_is_registered() -> None:
     for entry in registry.table.values():
+        if not (entry.of_target()[0] or entry.csrc):
+            continue  # a kernel of the other target
         for overload in entry.overloads:
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{overload.name}", "PrivateUse1")
 
