@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -35,6 +35,7 @@ class MindSporeGroup:
 _STORE_KEY = "mindspeed_ms/mindspore_store"
 _known: dict[str, MindSporeGroup] = {}
 _lock = threading.Lock()
+_kept_elsewhere: list[Callable[[], None]] = []
 
 
 def _key(group: dist.ProcessGroup) -> tuple[str, tuple[int, ...]]:
@@ -86,8 +87,16 @@ def known() -> tuple[MindSporeGroup, ...]:
     return tuple(_known.values())
 
 
+def at_release(forget: Callable[[], None]) -> Callable[[], None]:
+    """Decorator: `forget` is called by :func:`release_all`, for what was kept of groups elsewhere."""
+    _kept_elsewhere.append(forget)
+    return forget
+
+
 def release_all() -> None:
-    """Destroys the MindSpore side of every group but the world's."""
+    """Destroys the MindSpore side of every group but the world's, and what others kept of groups."""
+    for forget in _kept_elsewhere:
+        forget()
     with _lock:
         for entry in _known.values():
             if entry.created and mindspore_is_up():

@@ -81,8 +81,7 @@ def _ring(
 
     if choose("ring_step", query, key, value, refusal=refusal) == "mindspore":
         scale = 1.0 / math.sqrt(query.shape[-1]) if options["scale"] is None else float(options["scale"])
-        steps = ring_attention.steps_on_ascend(scale)
-        return ring_attention.ring_attention(query, key, value, ranks, causal, steps)
+        return ring_attention.ring_attention(query, key, value, ranks, causal, scale)
     half = query.shape[0] // 2
     parts: tuple[list[Pair], list[Pair]] = ([], [])  # of the first and of the second chunk's queries
     for step in range(ranks.size):

@@ -68,9 +68,8 @@ def _matrices(weights: list[Tensor]) -> Sequence[Tensor]:
 def _product(x: Tensor, weights: list[Tensor], counts: list[int], turned: bool) -> Tensor:
     out = _fake(x, weights, counts, turned)
     parts = zip(torch.split(out, counts), torch.split(x, counts), _matrices(weights), strict=True)
-    with counted("grouped_matmul", x):
-        for part, rows, w in parts:
-            _multiply(part, rows, w.t() if turned else w)
+    for part, rows, w in parts:
+        _multiply(part, rows, w.t() if turned else w)
     return out
 
 
@@ -79,13 +78,22 @@ def _gradients(
 ) -> tuple[Tensor | None, list[Tensor]]:
     dx, dweights = _fake_backward(dy, x, weights, counts, turned, wanted)
     rows, grads = torch.split(x, counts), torch.split(dy, counts)
-    with counted("grouped_matmul_backward", x):
-        if dx is not None:
-            for part, grad, w in zip(torch.split(dx, counts), grads, _matrices(weights), strict=True):
-                _multiply(part, grad, w if turned else w.t())
-        for part, a, b in zip(_matrices(dweights) if dweights else (), rows, grads, strict=bool(dweights)):
-            _multiply(part, *((b.t(), a) if turned else (a.t(), b)))
+    if dx is not None:
+        for part, grad, w in zip(torch.split(dx, counts), grads, _matrices(weights), strict=True):
+            _multiply(part, grad, w if turned else w.t())
+    for part, a, b in zip(_matrices(dweights) if dweights else (), rows, grads, strict=bool(dweights)):
+        _multiply(part, *((b.t(), a) if turned else (a.t(), b)))
     return dx, dweights
+
+
+def _csrc(x: Tensor, *rest: Any) -> Tensor:
+    with counted("grouped_matmul", x):
+        return _product(x, *rest)
+
+
+def _csrc_backward(dy: Tensor, *rest: Any) -> tuple[Tensor | None, list[Tensor]]:
+    with counted("grouped_matmul_backward", dy):
+        return _gradients(dy, *rest)
 
 
 def _mindspore(x: Any, weights: list[Any], counts: list[int], turned: bool) -> Any:
@@ -155,6 +163,7 @@ _BACKWARD = Operator(
     decides=("x", "weights"),
     fake=_fake_backward,
     composite=_gradients,
+    csrc=_csrc_backward,
     mindspore=_mindspore_backward,
     refusal=lambda dy, *rest: _refusal(*rest),
 )
@@ -179,6 +188,7 @@ _GROUPED_MATMUL = Operator(
     decides=("x", "weights"),
     fake=_fake,
     composite=_product,
+    csrc=_csrc,
     mindspore=_mindspore,
     refusal=_refusal,
     gradient=Gradient(_save, _gradient),

@@ -7,13 +7,16 @@ operators in a model: the first that comes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from mindspeed_ms.comm import mindspore_group
-from mindspeed_ms.kernels.dispatch import gradient_on_mindspore, on_mindspore
-from mindspeed_ms.routes import choose, on_ascend
+from mindspeed_ms.comm import groups
+from mindspeed_ms.kernels.operator import Operator
+from mindspeed_ms.routes import choose
 from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import _resolve_process_group
 
 Tensor = torch.Tensor
 WeightGradient = Callable[[Tensor, Tensor], Tensor | None]
@@ -35,7 +38,7 @@ def column_linear(
     x: this rank's rows, weight: its share of the outputs. A collective call, also in backward, where the rows
     are gathered again. `weight_gradient` makes the gradient of weight, by default the product.
     """
-    return LinearWithGatheredRows.apply(x, weight, group, weight_gradient or product)
+    return _Column.apply(x, weight, group, weight_gradient or product)
 
 
 def row_linear(
@@ -45,7 +48,7 @@ def row_linear(
 
     x and weight (out, in): this rank's share of the inputs. Else as :func:`column_linear`.
     """
-    return LinearWithScatteredRows.apply(x, weight, group, weight_gradient or product)
+    return _Row.apply(x, weight, group, weight_gradient or product)
 
 
 def product(grad: Tensor, x: Tensor) -> Tensor:
@@ -72,7 +75,7 @@ def _unfit(kernel: str, x: Tensor, weight: Tensor, group: dist.ProcessGroup) -> 
             f"the operator takes {SUMMED.start} to {SUMMED.stop - 1} inputs and outputs",
         ),
         (not rows, "there is nothing to compute"),
-        (kernel == "row_linear" and x.shape[0] % group.size(), "the ranks cannot share the rows"),
+        (kernel == "row_linear" and rows % group.size(), "the ranks cannot share the rows"),
     )
     return next((reason for refused, reason in reasons if refused), None) or _without_group(group)
 
@@ -88,19 +91,27 @@ def _without_group(group: dist.ProcessGroup) -> str | None:
 
 
 def _name(group: dist.ProcessGroup) -> str | None:
-    """MindSpore's name of a group that exists there; in a dry run, which sends nothing, of any known one."""
+    """MindSpore's name of a group that exists there."""
     try:
-        known = mindspore_group(group)
+        known = groups.mindspore_group(group)
     except ValueError:  # torch has destroyed it, or it is another package's
         return None
-    return known.name if known.created or not on_ascend() else None
+    return known.name if known.created else None
 
 
-def _fused(group: dist.ProcessGroup) -> tuple[str, int]:
-    """Name and size of the group, from now on the one of these operators."""
+def _fused(name: str) -> tuple[str, int]:
+    """MindSpore's name and the size of the group, from now on the one of these operators."""
     global _group
+    group = _resolve_process_group(name)
     _group = _name(group)
     return _group, group.size()
+
+
+@groups.at_release
+def _forget_group() -> None:
+    """The operators may take another group when MindSpore has destroyed all."""
+    global _group
+    _group = None
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -119,19 +130,120 @@ def _scatter(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
     return mine
 
 
-class LinearWithGatheredRows(torch.autograd.Function):
-    """Keeps no result, as Megatron's own: the adapter of the cross entropy knows them by the first words of
-    their names."""
+# ---- forms, on matrices: x (rows, in), weight (out, in)
 
+
+def _column_composite(x: Tensor, weight: Tensor, group: str) -> Tensor:
+    return _gather(x, _resolve_process_group(group)) @ weight.t()
+
+
+def _column_backward_composite(grad: Tensor, weight: Tensor, group: str) -> Tensor:
+    return _scatter(grad @ weight, _resolve_process_group(group))
+
+
+def _row_composite(x: Tensor, weight: Tensor, group: str) -> Tensor:
+    return _scatter(x @ weight.t(), _resolve_process_group(group))
+
+
+def _row_backward_composite(grad: Tensor, weight: Tensor, group: str) -> tuple[Tensor, Tensor]:
+    gathered = _gather(grad, _resolve_process_group(group))
+    return gathered @ weight, gathered
+
+
+def _column_mindspore(x: Any, weight: Any, group: str) -> Any:
+    """ops.all_gather_matmul. The gathered x is not kept: memory for it is what sequence parallelism saves."""
+    from mindspore import ops
+
+    return ops.all_gather_matmul(x, weight, *_fused(group), gather_output=False, trans_x2=True)[0]
+
+
+def _column_backward_mindspore(grad: Any, weight: Any, group: str) -> Any:
+    """ops.matmul_reduce_scatter: MindSpore 2.10's operators have no gradient; each is the other's."""
+    from mindspore import ops
+
+    return ops.matmul_reduce_scatter(grad, weight, *_fused(group))
+
+
+def _row_mindspore(x: Any, weight: Any, group: str) -> Any:
+    from mindspore import ops
+
+    return ops.matmul_reduce_scatter(x, weight, *_fused(group), trans_x2=True)
+
+
+def _row_backward_mindspore(grad: Any, weight: Any, group: str) -> tuple[Any, Any]:
+    """The gradient of x, and gathered grad for the weight's gradient."""
+    from mindspore import ops
+
+    dx, gathered = ops.all_gather_matmul(grad, weight, *_fused(group), gather_output=True)
+    return dx, gathered
+
+
+# ---- operators, without gradients of their own: the functions below are what is differentiated
+
+
+def _ranks(group: str) -> int:
+    return _resolve_process_group(group).size()
+
+
+def _refusal(kernel: str, x: Tensor, weight: Tensor, group: str) -> str | None:
+    return _unfit(kernel, x, weight, _resolve_process_group(group))
+
+
+def _declared(name: str, results: str, fake: Any, composite: Any, mindspore: Any, *, of: str) -> Operator:
+    """`of`: the kernel whose limits are this one's."""
+    return Operator(
+        f"{name}(Tensor x, Tensor weight, str group) -> {results}",
+        decides=("x", "weight"),
+        fake=fake,
+        composite=composite,
+        mindspore=mindspore,
+        refusal=partial(_refusal, of),
+    )
+
+
+_COLUMN = _declared(
+    "column_linear",
+    "Tensor",
+    lambda x, weight, group: x.new_empty(x.shape[0] * _ranks(group), weight.shape[0]),
+    _column_composite,
+    _column_mindspore,
+    of="column_linear",
+)
+_COLUMN_BACKWARD = _declared(
+    "column_linear_backward",
+    "Tensor",
+    lambda grad, weight, group: grad.new_empty(grad.shape[0] // _ranks(group), weight.shape[1]),
+    _column_backward_composite,
+    _column_backward_mindspore,
+    of="column_linear",
+)
+_ROW = _declared(
+    "row_linear",
+    "Tensor",
+    lambda x, weight, group: x.new_empty(x.shape[0] // _ranks(group), weight.shape[0]),
+    _row_composite,
+    _row_mindspore,
+    of="row_linear",
+)
+_ROW_BACKWARD = _declared(
+    "row_linear_backward",
+    "(Tensor, Tensor)",
+    lambda grad, weight, group: (
+        grad.new_empty(grad.shape[0] * _ranks(group), weight.shape[1]),
+        grad.new_empty(grad.shape[0] * _ranks(group), grad.shape[1]),
+    ),
+    _row_backward_composite,
+    _row_backward_mindspore,
+    of="column_linear",
+)
+
+
+class _Column(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, group, weight_gradient):
-        ctx.fused = takes_fused("column_linear", x, weight, group)
         ctx.save_for_backward(x, weight)
         ctx.group, ctx.weight_gradient = group, weight_gradient
-        if ctx.fused:
-            y = on_mindspore("column_linear", _flat(x), weight, *_fused(group))
-        else:
-            y = _flat(_gather(x, group)) @ weight.t()
+        y = _COLUMN(_flat(x), weight, group.group_name)
         return y.view(group.size() * x.shape[0], *x.shape[1:-1], -1)
 
     @staticmethod
@@ -142,36 +254,24 @@ class LinearWithGatheredRows(torch.autograd.Function):
         # Before the operator, not beside it: both use the group's one channel.
         gathered = _gather(x, ctx.group) if ctx.needs_input_grad[1] else None
         if ctx.needs_input_grad[0]:
-            if ctx.fused:
-                dx = gradient_on_mindspore("column_linear", _flat(grad), weight, *_fused(ctx.group))
-            else:
-                dx = _scatter(_flat(grad) @ weight, ctx.group)
-            dx = dx.view(x.shape)
+            dx = _COLUMN_BACKWARD(_flat(grad), weight, ctx.group.group_name).view(x.shape)
         if gathered is not None:
             dweight = ctx.weight_gradient(_flat(grad), _flat(gathered))
         return dx, dweight, None, None
 
 
-class LinearWithScatteredRows(torch.autograd.Function):
+class _Row(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, group, weight_gradient):
-        ctx.fused = takes_fused("row_linear", x, weight, group)
         ctx.save_for_backward(x, weight)
         ctx.group, ctx.weight_gradient = group, weight_gradient
-        if ctx.fused:
-            y = on_mindspore("row_linear", _flat(x), weight, *_fused(group))
-        else:
-            y = _scatter(_flat(x) @ weight.t(), group)
+        y = _ROW(_flat(x), weight, group.group_name)
         return y.view(x.shape[0] // group.size(), *x.shape[1:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        if ctx.fused:
-            dx, gathered = gradient_on_mindspore("row_linear", _flat(grad), weight, *_fused(ctx.group))
-        else:
-            gathered = _flat(_gather(grad, ctx.group))
-            dx = gathered @ weight
+        dx, gathered = _ROW_BACKWARD(_flat(grad), weight, ctx.group.group_name)
         dweight = ctx.weight_gradient(gathered, _flat(x)) if ctx.needs_input_grad[1] else None
         return dx.view(x.shape), dweight, None, None

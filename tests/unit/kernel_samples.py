@@ -71,6 +71,20 @@ def attention(
     return draw(*query), draw(*key), draw(*value), mask, *options
 
 
+def partial(draw: Draw) -> list[Tensor]:
+    """Output, maximum and sum of a step of a ring."""
+    shapes = ((8, 2, 128), (2, 4, 8, 1), (2, 4, 8, 1))
+    out, peak, total = (draw(*shape, dtype=torch.float32, grad=False) for shape in shapes)
+    return [out, peak.repeat(1, 1, 1, 8), total.abs().add(1.0).repeat(1, 1, 1, 8)]
+
+
+def step_gradient(draw: Draw) -> tuple[Any, ...]:
+    """A ring of one step: its results are those of the whole."""
+    query, key, value, grad = (draw(*shape, grad=False) for shape in (QUERY, KEY, KEY, QUERY))
+    out, peak, total = torch.ops.mindspeed_ms.ring_step(query, key, value, True, 0.2)
+    return query, key, value, grad, out.to(draw.dtype), peak, total, True, 0.2
+
+
 Sample = Callable[[Draw], tuple[Any, ...]]
 
 SAMPLES: dict[str, list[Sample]] = {
@@ -183,7 +197,18 @@ SAMPLES: dict[str, list[Sample]] = {
                                right=0, segments=[0, 5, 0, 5, 0, 5, 15, 5, 15, 0]),
         lambda draw: attention(draw, QUERY, KEY, KEY, softcap=2.0, lse=True),
     ],
+    "ring_step": [
+        lambda draw, causal=causal: (*(draw(*shape, grad=False) for shape in (QUERY, KEY, (8, 2, 2, 16))),
+                                     causal, 0.2) for causal in (True, False)
+    ],
+    "ring_merge": [
+        lambda draw: (*partial(draw), *partial(draw)),
+    ],
+    "ring_step_backward": [step_gradient],
 }  # fmt: skip
+
+#: Operators of several ranks, which tests/distributed/test_group_kernels.py calls.
+OF_A_GROUP = {"column_linear", "column_linear_backward", "row_linear", "row_linear_backward"}
 
 #: Public functions that put other kernels together, or make integers: they follow their parts.
 MADE_OF_KERNELS = (

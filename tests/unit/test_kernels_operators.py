@@ -8,7 +8,7 @@ from typing import Any
 import mindspeed_ms.patch  # noqa: F401 - the device
 import pytest
 import torch
-from kernel_samples import SAMPLES, Draw
+from kernel_samples import OF_A_GROUP, SAMPLES, Draw
 from mindspeed_ms import kernels
 from mindspeed_ms.kernels.operator import OPERATORS
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,7 +63,7 @@ def test_opcheck(name, number, device):
 
 def test_every_operator_is_called_by_a_sample():
     seen = {overload._opname for name, number in ROWS for overload, _ in called(name, number, "cpu")}
-    assert seen == set(OPERATORS)
+    assert seen == set(OPERATORS) - OF_A_GROUP
 
 
 @pytest.mark.parametrize("device", DEVICES)

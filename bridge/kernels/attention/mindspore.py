@@ -32,7 +32,7 @@ def forward(query: Any, key: Any, value: Any, mask: Any, *options: Any) -> tuple
 
     plan = Plan(*options)
     width = query.shape[-1]
-    operands = _operands(plan, query, key, _padded(value, width))
+    operands = _operands(plan, query, key, padded(value, width))
     settings = _settings(plan, query, key, mask)
     found = auto_generate.speed_fusion_attention_op(
         *operands, *_heads(plan, query), *_seed(plan), **settings, scale=plan.scale
@@ -53,24 +53,26 @@ def backward(
 
     plan = Plan(*options)
     width = query.shape[-1]
-    padded = _padded(value, width)
+    wide_value = padded(value, width)
     if plan.segments is not None:
         lse = mint.transpose(lse.reshape(lse.shape[1:]), 0, 1)
     peak = mint.tile(lse.reshape((*lse.shape, 1)), (*(1,) * lse.ndim, LANES))
     seed, offset = _seed(plan)
     grads = auto_generate.speed_fusion_attention_grad_op(
-        *_operands(plan, query, key, padded, _padded(dout, width)),
+        *_operands(plan, query, key, wide_value, padded(dout, width)),
         *_heads(plan, query),
         softmax_max=peak,
         softmax_sum=mint.ones_like(peak),
-        attention_in=_operands(plan, _padded(out, width))[0],
+        attention_in=_operands(plan, padded(out, width))[0],
         seed=seed,
         offset=offset,
         numels=_numels(plan, query, key),
         scale_value=plan.scale,
         **_settings(plan, query, key, mask),
     )
-    dquery, dkey, dvalue = (g.reshape(t.shape) for g, t in zip(grads[:3], (query, key, padded), strict=True))
+    dquery, dkey, dvalue = (
+        g.reshape(t.shape) for g, t in zip(grads[:3], (query, key, wide_value), strict=True)
+    )
     return dquery, dkey, mint.narrow(dvalue, -1, 0, value.shape[-1])
 
 
@@ -173,7 +175,7 @@ def _hidden(plan: Plan, sequence: tuple[int, ...]) -> Any:
     return mint.logical_or(distance < -left, distance > right)
 
 
-def _padded(tensor: Any, width: int) -> Any:
+def padded(tensor: Any, width: int) -> Any:
     """With zero channels up to `width`: the operator wants query, key and value alike."""
     from mindspore import mint
 

@@ -36,6 +36,8 @@ REFUSED: dict[tuple[str, int], str] = {
 
 FLOAT32_REFUSED: dict[str, str] = {
     "attention": "it takes 16-bit types",
+    "ring_step": "it takes 16-bit types",
+    "ring_step_backward": "it takes 16-bit types",
     "grouped_matmul": "grouped_matmul's gradient takes 16-bit types",
 }
 """Kernel -> why they do not take float32."""
