@@ -20,7 +20,7 @@ def register() -> None:
     # Imported here: the first npu tensor needs the table, and `import mindspeed_ms.patch` stays light.
     for topic in TOPICS:
         import_module(f"mindspeed_ms.ops.{topic}")
-    from mindspeed_ms.ops import auto, fences, host, native, random, registry
+    from mindspeed_ms.ops import auto, factories, fences, host, native, random, registry
 
     fences.apply(registry.table)
     native.apply(registry.table)
@@ -28,4 +28,5 @@ def register() -> None:
     auto.apply(registry.table)
     host.allow()
     if _runtime.opaque_memory():
+        factories.register()
         random.register()

@@ -189,6 +189,31 @@ def index_tensor(x: ms.Tensor, indices: Sequence[ms.Tensor | None]) -> Any:
     return mint.index_select(x, dim, rows).reshape((*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]))
 
 
+@on_ascend("aten::_index_put_impl", dtypes=ALL)
+def index_put(
+    x: ms.Tensor, indices: Sequence[ms.Tensor | None], values: Any, accumulate: bool, unsafe: bool
+) -> Any:
+    """A bool mask of the leading dimensions with one value, or indices for the leading dimensions."""
+    given = [index for index in indices if index is not None]
+    if len(given) != len(indices):
+        return NotImplemented
+    if not isinstance(values, ms.Tensor):
+        values = ms.Tensor(values, x.dtype)
+    if values.dtype != x.dtype:
+        return NotImplemented
+    if len(given) == 1 and given[0].dtype == ms.bool_:
+        mask = given[0]
+        if accumulate or values.size != 1 or mask.shape != x.shape[: len(mask.shape)]:
+            return NotImplemented
+        mask = mask.reshape((*mask.shape, *(1 for _ in x.shape[len(mask.shape) :])))
+        return ag.masked_fill(x, mask, values.reshape(()))
+    if any(index.dtype not in (ms.int64, ms.int32) for index in given):
+        return NotImplemented
+    found = mint.clone(x)
+    ag.index_put_(found, tuple(given), values, accumulate)
+    return found
+
+
 @on_ascend("aten::scatter.value", dtypes=NUMBERS)
 def scatter_value(x: ms.Tensor, dim: int, index: ms.Tensor, value: float) -> Any:
     if not x.shape:
@@ -214,3 +239,8 @@ def tril(x: ms.Tensor, diagonal: int) -> Any:
 @on_ascend("aten::masked_select", dtypes=ALL)
 def masked_select(x: ms.Tensor, mask: ms.Tensor) -> Any:
     return mint.masked_select(x, mask) if mask.dtype == ms.bool_ and x.shape == mask.shape else NotImplemented
+
+
+@on_ascend("aten::roll", dtypes=ALL)
+def roll(x: ms.Tensor, shifts: Sequence[int], dims: Sequence[int]) -> Any:
+    return mint.roll(x, tuple(shifts), tuple(dims) if dims else None) if x.shape else NotImplemented

@@ -3,6 +3,7 @@
 import pytest
 
 CHECKS = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cann/on_device/device.py")
+FACTORIES = (*CHECKS[:-1], "tests/cann/on_device/factories.py")
 EXTRA = {"LOCAL_RANK": "2"}
 
 
@@ -10,6 +11,11 @@ EXTRA = {"LOCAL_RANK": "2"}
 def test_device(on_simulator, asynchronous: bool) -> None:
     done = on_simulator(*CHECKS, asynchronous=asynchronous, devices=4, extra=EXTRA, timeout=400)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_factories(on_simulator) -> None:
+    done = on_simulator(*FACTORIES)
+    assert done.returncode == 0, done.stdout[-6000:]
 
 
 def test_nothing_relies_on_automatic_copies_to_the_device(on_simulator) -> None:

@@ -50,7 +50,7 @@ WHY_LATER: dict[str, dict[str, str]] = {
     "what a script never asks for, it does not load: lowerings, kernels": {
         "kernels.aten": "kernels.optimizer",
         "kernels.operator": "torch",
-        "ops": "ops.auto ops.fences ops.host ops.native ops.random ops.registry",
+        "ops": "ops.auto ops.factories ops.fences ops.host ops.native ops.random ops.registry",
         "patches.megatron.attention": "kernels routes",
         "patches.megatron.clip_grads": "kernels",
         "patches.megatron.fusions": "kernels",

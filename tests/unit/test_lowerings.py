@@ -137,7 +137,12 @@ CASES = [
     Case("norm dim", lambda x: torch.linalg.vector_norm(x, 2, dim=1), "x"),
     Case("sort", lambda x: x.sort(1, descending=True), "x"),
     *(
-        [Case("stable sort", lambda i: i.sort(stable=True, dim=1), "i")] if _runtime.on_ascend() else []
+        [
+            Case("stable sort", lambda i: i.sort(stable=True, dim=1), "i"),
+            Case("roll", lambda x: (x.roll(1, 0), x.roll((-1, 2), (0, 1)), x.roll(3)), "x"),
+        ]
+        if _runtime.on_ascend()
+        else []
     ),  # the CPU backend has none
     Case("topk", lambda x: x.topk(3, 1), "x"),
     Case("bincount", lambda i: i.reshape(-1).bincount(minlength=9), "i"),

@@ -1,0 +1,59 @@
+"""Training on target Ascend: the losses of plain torch, and nothing of a step on the host."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .run import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
+
+from recipe_runs import PRETRAIN, without_data
+
+PROGRAM = "tests/conformance/gpt_program.py"
+LLAMA = (
+    "--swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear --bf16 "
+    "--group-query-attention --num-query-groups 2 --untie-embeddings-and-output-weights --train-iters 2 "
+    "--use-distributed-optimizer"
+)
+EXPERTS = "--num-experts 4 --moe-router-topk 2 --moe-permute-fusion --moe-grouped-gemm"
+FORMS = {
+    "rms_norm", "rope", "attention", "bias_glu", "bias_dropout_add", "vocab_parallel_cross_entropy",
+    "accumulate_weight_gradient", "adam_step",
+}  # fmt: skip
+"""Fused kernels of a step of LLAMA."""
+
+
+def test_gpt_step_is_that_of_plain_torch(on_simulator, tmp_path: Path) -> None:
+    ours, plain = tmp_path / "npu.json", tmp_path / "cpu.json"
+    done = on_simulator(PROGRAM, str(ours))
+    assert done.returncode == 0, done.stderr[-4000:]
+    command = [sys.executable, "-m", "tests.reference.plain_torch", PROGRAM, str(plain)]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=120)
+    curve, expected = json.loads(ours.read_text()), json.loads(plain.read_text())
+    assert expected[-1][0] < expected[0][0] - 0.1, "the reference must learn"
+    for (loss, norm), (expected_loss, expected_norm) in zip(curve, expected, strict=True):
+        assert loss == pytest.approx(expected_loss, rel=5e-6)
+        assert norm == pytest.approx(expected_norm, rel=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "forms"),
+    [("", FORMS), (EXPERTS, FORMS - {"bias_glu"} | {"permute", "unpermute", "grouped_matmul"})],
+    ids=["dense", "experts"],
+)
+def test_a_bf16_step_stays_on_the_device(on_simulator, flags: str, forms: set[str], tmp_path: Path) -> None:
+    report = tmp_path / "coverage.json"
+    words = [str(PRETRAIN), *without_data(), *LLAMA.split(), *flags.split()]
+    done = on_simulator(*words, extra={"MINDSPEED_MS_COVERAGE": str(report)}, timeout=280)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = json.loads(report.read_text())["rows"]
+    computing = [row for row in rows if row["why"] != "a tensor is empty"]  # the host makes the empty result
+    assert [row for row in computing if row["route"] == "host"] == []
+    ours = {row["op"].removeprefix("mindspeed_ms::") for row in rows if row["route"] == "mindspore"}
+    assert forms <= ours
