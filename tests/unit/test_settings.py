@@ -1,4 +1,4 @@
-"""The variables MINDSPEED_MS_*: one table, from which everything reads and which README.md shows."""
+"""The variables MINDSPEED_MS_*: one table, from which everything reads and which bridge/README.md shows."""
 
 import ast
 import re
@@ -80,7 +80,9 @@ def test_routes_are_those_of_the_runtime():
 
 def test_readme_shows_the_table():
     assert max(len(cell) for cell in settings.markdown().split("|")) <= 200
-    assert settings.markdown() in (ROOT / "README.md").read_text(), "paste `mindspeed-ms env --markdown`"
+    assert settings.markdown() in (ROOT / "bridge" / "README.md").read_text(), (
+        "paste `mindspeed-ms env --markdown`"
+    )
 
 
 def test_env_tells_value_and_origin():

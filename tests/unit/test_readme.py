@@ -1,0 +1,42 @@
+"""The two READMEs say the same, and their tables can be read."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh.md"))
+CELL = 200
+
+
+def blocks(file: Path) -> list[str]:
+    return re.findall(r"```.*?```", file.read_text(), flags=re.DOTALL)
+
+
+def figures(file: Path) -> list[str]:
+    """Numbers of the table of results, in order."""
+    rows = [line for line in file.read_text().splitlines() if line.startswith("|")]
+    return re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?x?", "\n".join(rows))
+
+
+def test_both_have_the_same_commands() -> None:
+    assert len(blocks(ENGLISH)) == 3
+    assert blocks(CHINESE) == blocks(ENGLISH)
+
+
+def test_both_have_the_same_figures() -> None:
+    assert len(figures(ENGLISH)) > 10
+    assert sorted(figures(CHINESE)) == sorted(figures(ENGLISH))
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*/README.md")), ids=str)
+def test_cells_are_short(file: Path) -> None:
+    cells = [c for line in file.read_text().splitlines() if line.startswith("|") for c in line.split("|")]
+    assert max(map(len, cells), default=0) <= CELL
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*/README.md")), ids=str)
+def test_links_lead_somewhere(file: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
+        assert link.startswith("http") or (file.parent / link).exists(), f"{file.name} links to {link}"
