@@ -26,20 +26,9 @@ void bind_kernels(pybind11::module_& m) {
   m.attr("ACTIVATIONS") = codes<kernels::Activation>();
   m.attr("ROPE_LAYOUTS") = codes<kernels::RopeLayout>();
   m.attr("ROUTER_SCORES") = codes<kernels::RouterScore>();
-  kernels::bind_activation(m);
-  kernels::bind_cross_entropy(m);
-  kernels::bind_norm(m);
-  kernels::bind_strided_copy(m);
-  kernels::bind_reduce(m);
-  kernels::bind_optimizer(m);
-  kernels::bind_embedding(m);
-  kernels::bind_elementwise(m);
-  kernels::bind_dropout(m);
-  kernels::bind_rope(m);
-  kernels::bind_softmax(m);
-  kernels::bind_attention(m);
-  kernels::bind_gemm(m);
-  kernels::bind_moe(m);
+#define MSK_BIND(name) kernels::bind_##name(m);
+  MSK_FILES(MSK_BIND)
+#undef MSK_BIND
 }
 
 }  // namespace mindspeed_ms

@@ -1,22 +1,27 @@
 #pragma once
 #include "kernels/dispatch.h"
 
-// Each kernel file adds its functions to `_native.kernels`.
+// Files of kernels: `X(name)` has `bind_name` of kernels/name.cpp add its functions to `_native.kernels`.
+#define MSK_FILES(X) \
+  X(activation)      \
+  X(cross_entropy)   \
+  X(norm)            \
+  X(strided_copy)    \
+  X(reduce)          \
+  X(optimizer)       \
+  X(embedding)       \
+  X(elementwise)     \
+  X(dropout)         \
+  X(rope)            \
+  X(softmax)         \
+  X(attention)       \
+  X(gemm)            \
+  X(moe)
+
 namespace mindspeed_ms::kernels {
 
-void bind_activation(pybind11::module_& m);
-void bind_cross_entropy(pybind11::module_& m);
-void bind_norm(pybind11::module_& m);
-void bind_strided_copy(pybind11::module_& m);
-void bind_reduce(pybind11::module_& m);
-void bind_optimizer(pybind11::module_& m);
-void bind_embedding(pybind11::module_& m);
-void bind_elementwise(pybind11::module_& m);
-void bind_dropout(pybind11::module_& m);
-void bind_rope(pybind11::module_& m);
-void bind_softmax(pybind11::module_& m);
-void bind_attention(pybind11::module_& m);
-void bind_gemm(pybind11::module_& m);
-void bind_moe(pybind11::module_& m);
+#define MSK_DECLARE(name) void bind_##name(pybind11::module_& m);
+MSK_FILES(MSK_DECLARE)
+#undef MSK_DECLARE
 
 }  // namespace mindspeed_ms::kernels
