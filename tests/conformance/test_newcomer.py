@@ -19,8 +19,5 @@ def test_what_is_told_wrongly_is_seen():
     said = told()[flag.title]
     fewer = dataclasses.replace(said, files=frozenset(list(said.files)[1:]))
     assert "CONTRIBUTING.md numbers" in examine(flag, fewer)["wrong"]
-    assert (
-        examine(flag, Told("--no-such-flag", said.files))["wrong"]
-        == "--no-such-flag is no example of it in the code"
-    )
+    assert "is no example of it" in examine(flag, Told("--no-such-flag", said.files))["wrong"]
     assert examine(flag, None)["wrong"]
