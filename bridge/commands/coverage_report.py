@@ -60,6 +60,20 @@ def share(rows: Iterable[Row]) -> float:
     return sum(by_route[route] for route in OURS)
 
 
+def _bus(counted: dict[str, Row]) -> list[str]:
+    """What crossed between host and device by cause, most bytes first; nothing where memory is the host's."""
+    if not counted:
+        return []
+    total = {name: sum(row[name] for row in counted.values()) for name in next(iter(counted.values()))}
+    causes = sorted(counted.items(), key=lambda item: -item[1]["to_device_bytes"] - item[1]["to_host_bytes"])
+    lines = ["", f"{'host and device':<44} {'to device':>21} {'to host':>21} {'waits':>9}"]
+    for cause, row in (*causes, ("total", total)):
+        there = f"{row['to_device_calls']} x, {row['to_device_bytes']} B"
+        back = f"{row['to_host_calls']} x, {row['to_host_bytes']} B"
+        lines.append(f"{cause:<44} {there:>21} {back:>21} {row['synchronizations']:>9}")
+    return [*lines, ""]
+
+
 def render(report: dict[str, Any], top: int | None = 30, why: bool = False) -> str:
     """The report as text: operators by time, each route's calls and share, what is left.
 
@@ -103,6 +117,7 @@ def render(report: dict[str, Any], top: int | None = 30, why: bool = False) -> s
         ]
         more = f" and {len(named) - 10} more" if len(named) > 10 else ""
         lines.append(f"left on other routes: {', '.join(named[:10])}{more}")
+    lines += _bus(report.get("bus") or {})
     wall = report.get("wall_seconds")
     if wall:
         lines.append(

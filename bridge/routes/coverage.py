@@ -43,11 +43,15 @@ def reset() -> None:
     """Starts counting from zero."""
     global _since
     _runtime.reset_coverage()
+    _runtime.reset_bus_counters()
     _since = time.perf_counter()
 
 
 def report() -> dict[str, Any]:
-    """Rows, wall time since the last reset in seconds, and versions: what ``mindspeed-ms coverage`` reads."""
+    """Rows, what crossed between host and device, wall time since the last reset in seconds, versions.
+
+    ``mindspeed-ms coverage`` reads it.
+    """
     names = ("mindspeed-ms", "torch", "mindspore", "megatron-core", "numpy")
     versions = {}
     for name in names:
@@ -55,7 +59,8 @@ def report() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    return {"rows": snapshot(), "wall_seconds": time.perf_counter() - _since, "versions": versions}
+    wall = time.perf_counter() - _since
+    return {"rows": snapshot(), "bus": _runtime.bus_counters(), "wall_seconds": wall, "versions": versions}
 
 
 def write(path: str | os.PathLike) -> None:

@@ -52,7 +52,10 @@ def test_a_bf16_step_stays_on_the_device(on_simulator, flags: str, forms: set[st
     words = [str(PRETRAIN), *without_data(), *LLAMA.split(), *flags.split()]
     done = on_simulator(*words, extra={"MINDSPEED_MS_COVERAGE": str(report)}, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
-    rows = json.loads(report.read_text())["rows"]
+    found = json.loads(report.read_text())
+    rows = found["rows"]
+    crossed = {cause for cause, row in found["bus"].items() if row["to_device_bytes"] or row["to_host_bytes"]}
+    assert crossed == {"aten::copy_", "aten::_local_scalar_dense"}, "data in, numbers that are read"
     computing = [row for row in rows if row["why"] != "a tensor is empty"]  # the host makes the empty result
     assert [row for row in computing if row["route"] == "host"] == []
     ours = {row["op"].removeprefix("mindspeed_ms::") for row in rows if row["route"] == "mindspore"}
