@@ -252,11 +252,14 @@ class Registry:
                     wrapt.register_post_import_hook(lambda m: self._apply([m], _modules_beside(m)), name)
             elif _is_executing(module):
                 # torch's backend autoload arms us while Megatron's first `import torch` runs.
-                _after_execution(module, lambda m=module: self._apply([m], _all_modules()))
+                _after_execution(module, functools.partial(self._apply_everywhere, module))
             else:
                 loaded.append(module)
         if loaded:
             self._apply(loaded, _all_modules())
+
+    def _apply_everywhere(self, module: ModuleType) -> None:
+        self._apply([module], _all_modules())
 
     def _apply(self, modules: Iterable[ModuleType], others: Iterable[ModuleType]) -> None:
         """Apply the patches of ``modules``; names that ``others`` copied from there follow."""
@@ -314,7 +317,7 @@ def _install(record: Record, module: ModuleType) -> Any:
     entry = vars(holder).get(attribute, _ABSENT)
     # wrapt gives the raw class entry: the function inside is what patches see and what signatures are about.
     # A bound method (`name = Class.method` in a module) is called as it is.
-    inner = getattr(original, "fget", None) or getattr(original, "__func__", original)
+    inner: Any = getattr(original, "fget", None) or getattr(original, "__func__", original)
     inner = original if inspect.ismethod(original) else inner
     problem = _signature_problem(patch, inner)
     if problem:
@@ -372,8 +375,8 @@ def _after_execution(module: ModuleType, callback: Callable[[], None]) -> None:
     An import that has begun can be hooked no more; its end shows as the import system's write to the spec.
     """
 
-    spec = module.__spec__
-    before = type(spec)
+    spec: Any = module.__spec__
+    before: Any = type(spec)
 
     class WatchedSpec(before):
         def __setattr__(self, name: str, value: Any) -> None:

@@ -109,8 +109,8 @@ def _signature(definition: ast.AST) -> Signature | None:
     if not isinstance(definition, (ast.FunctionDef, ast.AsyncFunctionDef)):
         return None
     a = definition.args
-    positional = [*((p, Parameter.POSITIONAL_ONLY) for p in a.posonlyargs)]
-    positional += [(p, Parameter.POSITIONAL_OR_KEYWORD) for p in a.args]
+    kinds = [Parameter.POSITIONAL_ONLY] * len(a.posonlyargs) + [Parameter.POSITIONAL_OR_KEYWORD] * len(a.args)
+    positional = list(zip([*a.posonlyargs, *a.args], kinds, strict=True))
     required = len(positional) - len(a.defaults)
     parameters = [
         Parameter(p.arg, kind, default=Parameter.empty if i < required else None)

@@ -9,6 +9,7 @@ import time
 import uuid
 from multiprocessing import parent_process
 from multiprocessing.managers import SyncManager
+from typing import Any
 
 
 def served_queue() -> queue.Queue[object]:
@@ -19,7 +20,7 @@ def served_queue() -> queue.Queue[object]:
     checkpoint), and outlive a rank that is killed. The socket has no name in any file system.
     """
     address = f"\0mindspeed_ms-{uuid.uuid4().hex}"
-    server = SyncManager(address).get_server()
+    server: Any = SyncManager(address).get_server()
     # A forked child that kept the socket open would connect to itself once this process is gone. The ends of
     # connections are not closed there: threads close them here, and a number may mean another file by then.
     os.register_at_fork(after_in_child=server.listener.close)

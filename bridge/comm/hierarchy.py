@@ -125,8 +125,10 @@ class HierarchicalEngine:
             timeout,
         )
         # Two gloo groups, so that a user's messages cannot meet the collectives' own.
-        self._wire = dist.ProcessGroupGloo(dist.PrefixStore("wire", store), rank, self._size, timeout)
-        self._messages = dist.ProcessGroupGloo(dist.PrefixStore("messages", store), rank, self._size, timeout)
+        self._wire: Any = dist.ProcessGroupGloo(dist.PrefixStore("wire", store), rank, self._size, timeout)
+        self._messages: Any = dist.ProcessGroupGloo(
+            dist.PrefixStore("messages", store), rank, self._size, timeout
+        )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"mindspeed_ms {group}")
         self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
         self._sequence = 0
@@ -194,8 +196,8 @@ class HierarchicalEngine:
     def _pair(self, kind: str, tensor: torch.Tensor, peer: int, timeout: float) -> Callable[[], None]:
         """Starts moving ``tensor`` to or from ``peer``; the result waits for it."""
         if peer in self._mine:
-            buffers = {"sends": [tensor]} if kind == "send" else {"recvs": [tensor]}
-            call = Call(kind, root=self._mine.index(peer), tag=_INTERNAL_TAG, timeout=timeout, **buffers)
+            sends, recvs = ([tensor], []) if kind == "send" else ([], [tensor])
+            call = Call(kind, sends, recvs, root=self._mine.index(peer), tag=_INTERNAL_TAG, timeout=timeout)
             handle = self._local.start(call)
 
             def wait_local() -> None:

@@ -43,6 +43,12 @@ def call_as_asked(group: dist.ProcessGroup, asked: str) -> None:
         world.pg_backend_config[group] = str(c10d.BackendConfig(dist.Backend(asked)))
 
 
+def group_named(name: str) -> dist.ProcessGroup:
+    """The group that operators, whose arguments are no groups, are told by torch's name of it."""
+    resolve: Any = c10d._resolve_process_group  # torch types names of groups, and gives them as str
+    return resolve(name)
+
+
 def our_group(group: dist.ProcessGroup | None) -> Any:
     """`group`, the default group for None, if it is one of this backend, else None."""
     from mindspeed_ms.comm.process_group import ProcessGroupMindSpore

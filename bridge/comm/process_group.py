@@ -64,7 +64,7 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         self._rank, self._size = rank, size
         self._timeout = timeout
         self._name, self._desc = group_name, ""
-        self.global_ranks = tuple(global_ranks) if global_ranks else tuple(range(size))
+        self.global_ranks: Sequence[int] = tuple(global_ranks) if global_ranks else tuple(range(size))
         self._engine: Engine | None = None
         self._device_engine: Engine | None = None
         self._closed: str | None = None
@@ -265,7 +265,8 @@ class ProcessGroupMindSpore(dist.ProcessGroup):
         messages, self._local.messages = self._local.messages, []
         if messages:
             calls = [call for call, _ in messages]
-            handle = self._engine_for(calls[0]).start_batch(calls)
+            engine: Any = self._engine_for(calls[0])  # one that has it: `_defers` looked
+            handle = engine.start_batch(calls)
             for _, work in messages:
                 work._handles = [handle]
         return self._join(batch, [t for w in batch for t in w._result])

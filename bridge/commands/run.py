@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mindspeed_ms.commands.errors import CommandError
 from mindspeed_ms.config import launch, settings
@@ -79,14 +80,17 @@ def _copy_output_to(folder: Path, rank: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"rank{rank}.log"
     log.write_bytes(b"")
+    outputs: list[Any] = [sys.stdout, sys.stderr]  # what Python types too loosely to reconfigure
     streams = []
-    for stream in (sys.stdout, sys.stderr):
+    for stream in outputs:
         before = os.dup(stream.fileno())
         # A process of its own outlives a crash of this one, and -i keeps it through Ctrl-C: no output is
         # lost.
-        tee = subprocess.Popen(["tee", "-i", "-a", str(log)], stdin=subprocess.PIPE, stdout=before)
-        os.dup2(tee.stdin.fileno(), stream.fileno())
-        tee.stdin.close()
+        reads, writes = os.pipe()
+        tee = subprocess.Popen(["tee", "-i", "-a", str(log)], stdin=reads, stdout=before)
+        os.close(reads)
+        os.dup2(writes, stream.fileno())
+        os.close(writes)
         stream.reconfigure(line_buffering=True)
         streams.append((stream, before, tee))
 

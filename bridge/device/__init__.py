@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from mindspeed_ms import _runtime
@@ -80,7 +81,7 @@ def redirect_cuda() -> None:
         _redirected = True
 
 
-def to_mindspore(tensor: torch.Tensor):
+def to_mindspore(tensor: torch.Tensor) -> Any:
     """``ms.Tensor`` over the memory of an npu tensor, without a copy; it keeps that memory alive.
 
     Shape, strides and dtype are kept (bool: only contiguous memory is shared, else a copy is lent).
@@ -89,7 +90,7 @@ def to_mindspore(tensor: torch.Tensor):
     return _runtime.to_mindspore(tensor)
 
 
-def from_mindspore(tensor, device: int | None = None) -> torch.Tensor:
+def from_mindspore(tensor: Any, device: int | None = None) -> torch.Tensor:
     """npu tensor over the memory of an ``ms.Tensor``; a copy only if that is not contiguous.
 
     Raises:

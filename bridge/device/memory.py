@@ -170,7 +170,7 @@ def _snapshot(device: Any = None, augment_with_fx_traces: bool = False) -> dict[
                 "blocks": [{**block, "state": "active_allocated"}],
             }
         )
-    traces = [[] for _ in segments]
+    traces: list[list[Any]] = [[] for _ in segments]
     return {"segments": segments, "device_traces": traces, "allocator_settings": {}}
 
 

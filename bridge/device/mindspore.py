@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from mindspeed_ms import _runtime
@@ -85,7 +86,7 @@ def _scalar_type_number(dtype: torch.dtype) -> int:
 
 
 @cache
-def dtype_of(dtype: torch.dtype):
+def dtype_of(dtype: torch.dtype) -> Any:
     """MindSpore's counterpart of a torch dtype.
 
     Raises:

@@ -102,10 +102,9 @@ class device:
         if self.idx >= 0:
             self.prev_idx = _runtime.exchange_device(self.idx)
 
-    def __exit__(self, *_: Any) -> bool:
+    def __exit__(self, *_: Any) -> None:
         if self.idx >= 0:
             _runtime.exchange_device(self.prev_idx)
-        return False
 
 
 class device_of(device):

@@ -7,6 +7,8 @@ the tensor gets the new address, not the views that were made before.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mindspeed_ms import _runtime
 
@@ -33,20 +35,20 @@ def install() -> None:
     _runtime.set_opaque_hooks(hooks)
 
 
-def _allocate(numel: int, dtype):
+def _allocate(numel: int, dtype: Any) -> Any:
     from mindspore import mint
 
     return mint.empty((numel,), dtype=dtype, device=DEVICE)
 
 
-def _retype(tensor, numel: int, dtype):
+def _retype(tensor: Any, numel: int, dtype: Any) -> Any:
     """The first `numel` elements of a contiguous tensor, their bytes read as `dtype`."""
     from mindspore.ops import auto_generate
 
     return auto_generate.view_dtype(auto_generate.as_strided(tensor, (numel,), (1,), 0), dtype)
 
 
-def _settle(result):
+def _settle(result: Any) -> Any:
     """`result` itself where it is contiguous, on the device and alone in its memory, else a copy."""
     from mindspore import mint
 
@@ -59,17 +61,17 @@ def _settle(result):
     return result.clone() if result.storage_offset() else result
 
 
-def _write_host(view, host) -> None:
+def _write_host(view: Any, host: Any) -> None:
     """In the order of the stream; blocking, MindSpore would wait for all that the stream has to do."""
     view.copy_(host, non_blocking=True)
 
 
-def _to_host(view) -> torch.Tensor:
+def _to_host(view: Any) -> torch.Tensor:
     """MindSpore makes the elements contiguous on the device, copies those and waits for them."""
     return torch.from_numpy(view.asnumpy())
 
 
-def _pin(nbytes: int):
+def _pin(nbytes: int) -> Any:
     import mindspore as ms
     from mindspore import mint
 

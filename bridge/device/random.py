@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ class DefaultGenerators:
         if not -len(self) <= index < len(self):
             raise IndexError(f"npu device index {index} is out of range: {len(self)} device(s) are visible.")
         return _runtime.default_generator(index % len(self))
+
+    def __iter__(self) -> Iterator[torch.Generator]:
+        return (self[index] for index in range(len(self)))
 
 
 default_generators = DefaultGenerators()

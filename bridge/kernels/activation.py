@@ -240,7 +240,7 @@ def _glu_csrc_backward(
         dtype_code(x),
         dtype_code(bias),
     )
-    if weights is not None:
+    if weights is not None and dweights is not None:
         dweights = dweights.reshape(weights.shape).to(weights.dtype)
     return dx, dbias, dweights
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mindspeed_ms._native.kernels import ACTIVATIONS
@@ -145,8 +146,8 @@ def native_layer_norm_backward(
     """aten::native_layer_norm_backward; mean and rstd in fp32."""
     rows, cols, _ = _norm_shape(x, normalized_shape)
     dx = torch.empty_like(x) if output_mask[0] else None
-    parameter = x if weight is None and bias is None else bias if weight is None else weight
-    like = {"dtype": parameter.dtype, "device": x.device}
+    parameter = next((p for p in (weight, bias) if p is not None), x)
+    like: dict[str, Any] = {"dtype": parameter.dtype, "device": x.device}
     dweight = torch.empty(tuple(normalized_shape), **like) if output_mask[1] and weight is not None else None
     dbias = torch.empty(tuple(normalized_shape), **like) if output_mask[2] and bias is not None else None
     native().norm_backward(

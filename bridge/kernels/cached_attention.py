@@ -60,7 +60,7 @@ def cached_attention(
         bounded = causal or (window is not None and window != (-1, -1))
         query = _turned(query, lengths, rotary, interleaved, 1 if bounded else 0)
         key = None if key is None else _turned(key, lengths, rotary, interleaved, 1)
-    if key is not None:
+    if key is not None and value is not None:
         ends = itertools.accumulate(after)
         places = torch.cat([rows[end - new : end] for end in ends])
         for cache, fresh in ((key_cache, key), (value_cache, value)):
@@ -92,6 +92,6 @@ def _turned(
 ) -> torch.Tensor:
     """x (b, s, heads, d) turned by the tables' rows `lengths`, `lengths` + `step`, ..."""
     places = lengths.long() + step * torch.arange(x.shape[1], device=lengths.device).unsqueeze(1)
-    tables = [table[places].unsqueeze(2) for table in rotary]  # (s, b, 1, rotary / 2)
-    both = [t.repeat_interleave(2, -1) if interleaved else torch.cat((t, t), dim=-1) for t in tables]
-    return turn(x.transpose(0, 1), *both, "interleaved" if interleaved else "half").transpose(0, 1)
+    tables = (table[places].unsqueeze(2) for table in rotary)  # (s, b, 1, rotary / 2)
+    cos, sin = (t.repeat_interleave(2, -1) if interleaved else torch.cat((t, t), dim=-1) for t in tables)
+    return turn(x.transpose(0, 1), cos, sin, "interleaved" if interleaved else "half").transpose(0, 1)

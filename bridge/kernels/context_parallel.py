@@ -89,7 +89,9 @@ def _ring(
         if step + 1 < ranks.size:
             following = _Shift.apply(ranks, incoming, key, value)
         rows, seen, diagonal = ranks.visible(step, half, causal)
-        found = attention(query[rows], key[seen], value[seen], causal=diagonal, return_lse=True, **options)
+        found: Any = attention(
+            query[rows], key[seen], value[seen], causal=diagonal, return_lse=True, **options
+        )
         if rows == slice(None):
             out, lse = found
             parts[0].append((out[:half], lse[..., :half]))
@@ -129,7 +131,7 @@ def _gathered(
     outs = []
     for rows, chunk in zip(query.split(half), ranks.chunks, strict=True):
         end = (chunk + 1) * half if causal else key.shape[0]
-        place = {"causal": causal, "window": window, "shift": chunk * half, "sink": sink}
+        place: dict[str, Any] = {"causal": causal, "window": window, "shift": chunk * half, "sink": sink}
         outs.append(attention(rows, key[:end], value[:end], **place, **options))
     return torch.cat(outs)
 
@@ -236,7 +238,7 @@ class _Shift(torch.autograd.Function):
     """Tensors of the previous rank. What to wait for before they are read is appended to ``incoming``."""
 
     @staticmethod
-    def forward(ctx, ranks, incoming, *tensors):
+    def forward(ctx: Any, ranks: Ranks, incoming: list[dist.Work], *tensors: torch.Tensor) -> Any:
         ctx.ranks = ranks
         received, works = pass_on(ranks, tensors, 1)
         incoming.extend(works)
@@ -244,7 +246,7 @@ class _Shift(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         received, works = pass_on(ctx.ranks, grads, -1)
         for work in works:
             work.wait()
@@ -255,7 +257,7 @@ class _Gather(torch.autograd.Function):
     """The tensors of all ranks, one after the other along dim 0."""
 
     @staticmethod
-    def forward(ctx, ranks, tensor):
+    def forward(ctx: Any, ranks: Ranks, tensor: torch.Tensor) -> torch.Tensor:
         ctx.ranks = ranks
         out = tensor.new_empty(ranks.size * tensor.shape[0], *tensor.shape[1:])
         dist.all_gather_into_tensor(out, tensor.contiguous(), group=ranks.group)
@@ -263,7 +265,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         out = grad.new_empty(grad.shape[0] // ctx.ranks.size, *grad.shape[1:])
         dist.reduce_scatter_tensor(out, grad.contiguous(), group=ctx.ranks.group)
         return None, out
@@ -273,7 +275,7 @@ class _Exchange(torch.autograd.Function):
     """Block i of dim 0 goes to rank i; block j of the result is from rank j."""
 
     @staticmethod
-    def forward(ctx, ranks, tensor):
+    def forward(ctx: Any, ranks: Ranks, tensor: torch.Tensor) -> torch.Tensor:
         ctx.ranks = ranks
         out = torch.empty_like(tensor)
         dist.all_to_all_single(out, tensor, group=ranks.group)
@@ -281,7 +283,7 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         out = torch.empty_like(grad, memory_format=torch.contiguous_format)
         dist.all_to_all_single(out, grad.contiguous(), group=ctx.ranks.group)
         return None, out

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from mindspeed_ms.comm.names import group_named
 from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
-from torch.distributed.distributed_c10d import _resolve_process_group
 
 Tensor = torch.Tensor
 
@@ -39,15 +39,19 @@ def vocab_parallel_cross_entropy(
     return OPERATOR(logits, target, float(label_smoothing), name, reuse_logits)[0]
 
 
+_DISPOSABLE = "is_disposable"
+"""Attribute of logits that nobody keeps."""
+
+
 def mark_disposable(logits: Tensor) -> Tensor:
     """Marks logits that nobody keeps, not even what made them: their gradient may overwrite them."""
-    logits.is_disposable = True
+    setattr(logits, _DISPOSABLE, True)
     return logits
 
 
 def disposable(logits: Tensor) -> bool:
     """Whether :func:`mark_disposable` was called on this very tensor."""
-    return getattr(logits, "is_disposable", False)
+    return getattr(logits, _DISPOSABLE, False)
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,12 @@ class Vocabulary:
     @classmethod
     def of(cls, logits: Tensor, label_smoothing: float, name: str) -> Vocabulary:
         """`name`: torch's of the group, empty for one rank."""
-        group = _resolve_process_group(name) if name else None
+        group = group_named(name) if name else None
         cols = logits.shape[-1]
         share = label_smoothing * cols / (cols - 1) if label_smoothing > 0.0 else 0.0
         return cls(group, group.rank() * cols if group else 0, cols, share)
 
-    def reduce(self, values: Tensor, operation: dist.ReduceOp = dist.ReduceOp.SUM) -> None:
+    def reduce(self, values: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
         """In place, over the ranks."""
         if self.group is not None:
             dist.all_reduce(values, op=operation, group=self.group)
@@ -141,7 +145,7 @@ def _csrc(
     vocabulary = Vocabulary.of(logits, label_smoothing, group)
     logits, ids = logits.contiguous(), target.to(torch.int64).contiguous()
     rows, cols, smoothing, code = ids.numel(), vocabulary.cols, label_smoothing > 0.0, dtype_code(logits)
-    wide = {"dtype": torch.float32, "device": logits.device}
+    wide: dict[str, Any] = {"dtype": torch.float32, "device": logits.device}
     peak = torch.empty(rows, **wide)
     sums = torch.empty((3 if smoothing else 2, rows), **wide)
     if vocabulary.group is not None:

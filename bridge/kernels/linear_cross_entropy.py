@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from mindspeed_ms.comm.names import group_named
 from mindspeed_ms.kernels import cross_entropy
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
 from mindspeed_ms.kernels.weight_gradient import accumulate_weight_gradient
-from torch.distributed.distributed_c10d import _resolve_process_group
 
 Tensor = torch.Tensor
 
@@ -80,7 +80,7 @@ def _backward(
         dhidden[at] = logits @ weight
         accumulate_weight_gradient(hidden[at], logits, dweight)
     if group:
-        dist.all_reduce(dhidden, group=_resolve_process_group(group))
+        dist.all_reduce(dhidden, group=group_named(group))
     return dhidden, dweight.to(weight.dtype)
 
 

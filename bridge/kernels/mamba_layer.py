@@ -113,7 +113,7 @@ def split_conv_scan(
 
     skip: (h, p), or (h,) with `width` = p.
     """
-    heads, width = skip.shape if skip.dim() == 2 else (skip.shape[0], width)
+    heads, width = skip.shape if skip.dim() == 2 else (skip.shape[0], width or 0)
     inner = heads * width
     n = (channels.shape[-1] - 2 * inner - heads) // groups // 2
     gate, mixed, dt = channels.split((inner, inner + 2 * groups * n, heads), dim=-1)

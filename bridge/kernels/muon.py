@@ -49,7 +49,7 @@ def orthogonalize(
     low = torch.get_float32_matmul_precision() == "medium"
     options: dict[str, Any] = {"eps": EPSILON, "dtype": torch.bfloat16 if low else torch.float32}
     arguments = (steps, COEFFICIENTS[coefficients])
-    if split is None:
+    if split is None or group is None:
         return newton_schulz(x, *arguments, **options)
     if mode == "distributed":
         return newton_schulz(x, *arguments, split=(split, group), **options)

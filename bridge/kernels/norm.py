@@ -21,7 +21,7 @@ def rms_norm(
     *,
     zero_centered: bool = False,
     residual: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | Any:
     """x / rms(x) * weight, rms over the last dimension (Zhang & Sennrich 2019; MindSpore ops.rms_norm).
 
     x: (..., hidden) in fp32, bf16 or fp16, statistics in fp32; weight: (hidden,), any of these dtypes,
@@ -42,7 +42,7 @@ def layer_norm(
     *,
     zero_centered: bool = False,
     residual: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | Any:
     """(x - mean(x)) / std(x) * weight + bias over the last dimension (Ba et al. 2016).
 
     Arguments and results are those of `rms_norm`; bias: (hidden,), weight's dtype.
@@ -79,7 +79,7 @@ def norm_composite(
     zero_centered: bool,
     residual: Tensor | None,
     center: bool,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | Any:
     """The reference in torch operators: any floating dtype, statistics at least in fp32."""
     y, total, *_ = _composite(center, x, weight, bias, residual, eps, zero_centered)
     return y if residual is None else (y, total)
@@ -105,8 +105,9 @@ def _composite(
         y = y * (weight.to(y.dtype) + 1 if zero_centered else weight.to(y.dtype))
     if bias is not None:
         y = y + bias.to(y.dtype)
-    statistics = [None if s is None else s.detach().float().reshape(-1) for s in (scale, mean)]
-    return y.to(x.dtype), None if residual is None else total, *statistics
+    rstd, mean = (None if s is None else s.detach().float().reshape(-1) for s in (scale, mean))
+    assert rstd is not None
+    return y.to(x.dtype), None if residual is None else total, rstd, mean
 
 
 def _composite_backward(
@@ -180,7 +181,8 @@ def _csrc_backward(
 ) -> tuple[Tensor | None, ...]:
     x, dx, hidden, rows = x.contiguous(), *_like(x)
     dweight, dbias = (None if t is None else torch.empty_like(t) for t in (weight, bias))
-    dy, weight, dtotal = (None if t is None else t.contiguous() for t in (dy, weight, dtotal))
+    dy = dy.contiguous()
+    weight, dtotal = (None if t is None else t.contiguous() for t in (weight, dtotal))
     parameter = next((p.dtype for p in (weight, bias) if p is not None), torch.float32)
     launch(
         "norm_backward",
@@ -219,7 +221,9 @@ def _statistics(x: Tensor, rows: int, center: bool) -> tuple[Tensor, Tensor | No
 # ---- MindSpore: ops.rms_norm, ops.add_rms_norm, LayerNormExt, RmsNormGrad, LayerNormGradExt
 
 
-def _mindspore(center: bool, x: Any, weight: Any, bias: Any, residual: Any, eps: float, zero_centered: bool):
+def _mindspore(
+    center: bool, x: Any, weight: Any, bias: Any, residual: Any, eps: float, zero_centered: bool
+) -> Any:
     from mindspore import ops
     from mindspore.ops import auto_generate
 
@@ -246,7 +250,7 @@ def _mindspore_backward(
     mean: Any,
     eps: float,
     zero_centered: bool,
-):
+) -> Any:
     from mindspore.ops import auto_generate
     from mindspore.ops.auto_generate import gen_ops_prim
 
@@ -304,7 +308,7 @@ def _save(ctx: Any, args: tuple[Any, ...], results: Results) -> None:
     ctx.mark_non_differentiable(*(s for s in (rstd, mean) if s is not None))
 
 
-def _backward(operator: Operator, ctx: Any, dy: Tensor | None, dtotal: Tensor | None, *_: Any):
+def _backward(operator: Operator, ctx: Any, dy: Tensor | None, dtotal: Tensor | None, *_: Any) -> Any:
     x, weight, bias, rstd, mean = ctx.saved_tensors
     want_x, want_weight, want_bias, want_residual = ctx.needs_input_grad[:4]
     if dy is None:  # only the sum was used

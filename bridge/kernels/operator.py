@@ -12,7 +12,7 @@ Ways to register were measured on rms_norm of 8 x 64, forward and backward: ``to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -98,8 +98,8 @@ class Operator:
         names = [argument.name for argument in arguments]
         positions = tuple(names.index(name) for name in decides)
         lists = any("List" in str(arguments[i].type) for i in positions)
-        on_mindspore = partial(_on_mindspore, self.name, mindspore)
-        forms = {"csrc": csrc, "mindspore": on_mindspore, "composite": composite}
+        forms: dict[str, Form | None] = {"csrc": csrc, "composite": composite}
+        forms["mindspore"] = mindspore and partial(_on_mindspore, self.name, mindspore)
         kernel = _chosen(self.name, forms, positions, lists, refusal)
         written = [i for i in self._tensors if arguments[i].is_write]
         if written:
@@ -152,7 +152,7 @@ def _wrapped(value: Any) -> bool:
 
 def _chosen(
     name: str,
-    forms: dict[str, Form],
+    forms: Mapping[str, Any],
     positions: Sequence[int],
     lists: bool,
     refusal: Callable[..., str | None] | None,
@@ -243,7 +243,7 @@ def _to(value: Any, dtype: torch.dtype) -> Any:
 
 def gradients(
     function: Form, inputs: Sequence[Tensor | None], grads: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Any, ...]:
     """Gradients of torch operators, for the composite of a gradient: function(*inputs) is made once more.
 
     `grads`: of each result, None for one that was not used. None for an input that is None or gets none.
@@ -256,7 +256,7 @@ def gradients(
         leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
         results = function(*leaves)
         results = results if isinstance(results, tuple) else (results,)
-        pairs = [pair for pair in zip(results, grads, strict=True) if pair[1] is not None]
+        pairs = [(y, g) for y, g in zip(results, grads, strict=True) if g is not None]
         wanted = [leaf for leaf in leaves if leaf is not None]
         found = iter(
             torch.autograd.grad(

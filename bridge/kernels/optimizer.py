@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from mindspeed_ms.comm.names import group_named
 from mindspeed_ms.kernels.backend import DTYPE_CODES, launch
 from mindspeed_ms.kernels.operator import Operator, fake_like
 from mindspeed_ms.routes import on_ascend
-from torch.distributed.distributed_c10d import _resolve_process_group
 
 Tensor = torch.Tensor
 Tensors = Sequence[torch.Tensor]
@@ -156,12 +156,12 @@ def _groups(columns: Sequence[list[Tensor]], fp32: Sequence[int]) -> Iterator[tu
 
     A position goes native when its tensors share one dense layout and those of the `fp32` columns are fp32.
     """
-    groups = defaultdict(list)
+    groups: dict[tuple[bool, tuple[torch.dtype, ...]], list[int]] = defaultdict(list)
     for i in range(len(columns[0])):
         row = [column[i] for column in columns if column]
         native = all(not columns[k] or columns[k][i].dtype == torch.float32 for k in fp32)
-        groups[(native and _same_dense_layout(row), *(x.dtype for x in row))].append(i)
-    for (native, *_), positions in groups.items():
+        groups[native and _same_dense_layout(row), tuple(x.dtype for x in row)].append(i)
+    for (native, _), positions in groups.items():
         yield native, [[column[i] for i in positions] if column else [] for column in columns], positions
 
 
@@ -172,7 +172,7 @@ def _same_dense_layout(row: list[Tensor]) -> bool:
     if any(x.stride() != first.stride() for x in row):
         return False
     # Some order of the dimensions makes it contiguous: then the elements are one run of memory.
-    order = sorted(range(first.dim()), key=lambda d: -first.stride(d))
+    order = sorted(range(first.dim()), key=first.stride, reverse=True)
     return first.permute(order).is_contiguous()
 
 
@@ -195,7 +195,8 @@ def _adam_csrc(
     eps, weight_decay, decoupled, bias_correction, maximize, grad_scale = options
     for native, columns, _ in _groups((params, grads, exp_avgs, exp_avg_sqs, copies), fp32=(0, 2, 3)):
         if not native:
-            _adam_composite(*columns, step, lr, beta1, beta2, *options)
+            p, g, m, v, c = columns
+            _adam_composite(p, g, m, v, c, step, lr, beta1, beta2, *options)
             continue
         p, g, _, _, c = columns
         launch(
@@ -359,7 +360,7 @@ def _newton_schulz(
     group_name: str,
 ) -> Tensor:
     turned = matrix.shape[-2] > matrix.shape[-1] if split < 0 else split == 0
-    group = _resolve_process_group(group_name) if group_name else None
+    group = group_named(group_name) if group_name else None
     x = matrix.mT if turned else matrix
     x = x.reshape(-1, *x.shape[-2:])
     square = torch.linalg.vector_norm(x.float(), dim=(-2, -1), keepdim=True).square()

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mindspeed_ms.comm import groups
+from mindspeed_ms.comm.names import group_named
 from mindspeed_ms.kernels.operator import Operator
 from mindspeed_ms.routes import choose
 from torch.autograd.function import once_differentiable
-from torch.distributed.distributed_c10d import _resolve_process_group
 
 Tensor = torch.Tensor
 WeightGradient = Callable[[Tensor, Tensor], Tensor | None]
@@ -99,10 +99,10 @@ def _name(group: dist.ProcessGroup) -> str | None:
     return known.name if known.created else None
 
 
-def _fused(name: str) -> tuple[str, int]:
+def _fused(name: str) -> tuple[str | None, int]:
     """MindSpore's name and the size of the group, from now on the one of these operators."""
     global _group
-    group = _resolve_process_group(name)
+    group = group_named(name)
     _group = _name(group)
     return _group, group.size()
 
@@ -134,19 +134,19 @@ def _scatter(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def _column_composite(x: Tensor, weight: Tensor, group: str) -> Tensor:
-    return _gather(x, _resolve_process_group(group)) @ weight.t()
+    return _gather(x, group_named(group)) @ weight.t()
 
 
 def _column_backward_composite(grad: Tensor, weight: Tensor, group: str) -> Tensor:
-    return _scatter(grad @ weight, _resolve_process_group(group))
+    return _scatter(grad @ weight, group_named(group))
 
 
 def _row_composite(x: Tensor, weight: Tensor, group: str) -> Tensor:
-    return _scatter(x @ weight.t(), _resolve_process_group(group))
+    return _scatter(x @ weight.t(), group_named(group))
 
 
 def _row_backward_composite(grad: Tensor, weight: Tensor, group: str) -> tuple[Tensor, Tensor]:
-    gathered = _gather(grad, _resolve_process_group(group))
+    gathered = _gather(grad, group_named(group))
     return gathered @ weight, gathered
 
 
@@ -182,11 +182,11 @@ def _row_backward_mindspore(grad: Any, weight: Any, group: str) -> tuple[Any, An
 
 
 def _ranks(group: str) -> int:
-    return _resolve_process_group(group).size()
+    return group_named(group).size()
 
 
 def _refusal(kernel: str, x: Tensor, weight: Tensor, group: str) -> str | None:
-    return _unfit(kernel, x, weight, _resolve_process_group(group))
+    return _unfit(kernel, x, weight, group_named(group))
 
 
 def _declared(name: str, results: str, fake: Any, composite: Any, mindspore: Any, *, of: str) -> Operator:
@@ -240,7 +240,9 @@ _ROW_BACKWARD = _declared(
 
 class _Column(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, group, weight_gradient):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, group: dist.ProcessGroup, weight_gradient: WeightGradient
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.group, ctx.weight_gradient = group, weight_gradient
         y = _COLUMN(_flat(x), weight, group.group_name)
@@ -248,7 +250,7 @@ class _Column(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         dx = dweight = None
         # Before the operator, not beside it: both use the group's one channel.
@@ -262,7 +264,9 @@ class _Column(torch.autograd.Function):
 
 class _Row(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, group, weight_gradient):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, group: dist.ProcessGroup, weight_gradient: WeightGradient
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.group, ctx.weight_gradient = group, weight_gradient
         y = _ROW(_flat(x), weight, group.group_name)
@@ -270,7 +274,7 @@ class _Row(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         dx, gathered = _ROW_BACKWARD(_flat(grad), weight, ctx.group.group_name)
         dweight = ctx.weight_gradient(gathered, _flat(x)) if ctx.needs_input_grad[1] else None

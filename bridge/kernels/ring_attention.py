@@ -101,8 +101,11 @@ def ring_attention(
 
 class _Ring(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, ranks, causal, scale):
-        half, merged, pair = query.shape[0] // 2, None, [key, value]
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, ranks: Ranks, causal: bool, scale: float
+    ) -> Tensor:
+        half, pair = query.shape[0] // 2, [key, value]
+        merged: Any = None
         for step in range(ranks.size):
             works: list[dist.Work] = []
             if step + 1 < ranks.size:
@@ -122,11 +125,12 @@ class _Ring(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         query, key, value, *merged = ctx.saved_tensors
         ranks, half, pair = ctx.ranks, query.shape[0] // 2, [key, value]
         dquery = torch.zeros(query.shape, dtype=torch.float32, device=query.device)
-        carried, carrying = [], []
+        carried: list[Tensor] = []
+        carrying: list[dist.Work] = []
         for step in range(ranks.size):
             works: list[dist.Work] = []
             if step + 1 < ranks.size:
@@ -165,9 +169,10 @@ def _merged(before: Partial, step: Partial, rows: slice) -> Partial:
         return _MERGE(*before, *step)
     kept = _rows_of(before, slice(rows.start))
     merged = _MERGE(*_rows_of(before, rows), *step)
-    return tuple(
+    out, peak, total = (
         torch.cat(pair, dim) for pair, dim in zip(zip(kept, merged, strict=True), (0, 2, 2), strict=True)
     )
+    return out, peak, total
 
 
 # ---- composite
@@ -211,8 +216,10 @@ def _merge_composite(
     whole = sums[0] + sums[1]
     (s, b, _), heads = out.shape, peak.shape[1]
     shares = ((part / whole)[..., :1].permute(2, 0, 1, 3) for part in sums)
-    parts = (x.view(s, b, heads, -1) * share for x, share in zip((out, step_out), shares, strict=True))
-    return sum(parts).flatten(2), highest, whole
+    first, second = (
+        x.view(s, b, heads, -1) * share for x, share in zip((out, step_out), shares, strict=True)
+    )
+    return (first + second).flatten(2), highest, whole
 
 
 def _step_backward_composite(
@@ -238,7 +245,8 @@ def _step_backward_composite(
     dkey = torch.einsum("bhst,sbhd->tbhd", dscores, _wide(query)).unflatten(2, (-1, group)).sum(3)
     dvalue = torch.einsum("bhst,sbhd->tbhd", probs, grad).unflatten(2, (-1, group)).sum(3)
     dvalue = dvalue[..., : value.shape[-1]]
-    return tuple(t.to(query.dtype).contiguous() for t in (dquery, dkey, dvalue))
+    dquery, dkey, dvalue = (t.to(query.dtype).contiguous() for t in (dquery, dkey, dvalue))
+    return dquery, dkey, dvalue
 
 
 # ---- MindSpore: FlashAttentionScore, its gradient and ops.ring_attention_update

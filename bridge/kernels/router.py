@@ -99,7 +99,7 @@ def _check(
         raise ValueError(f"router: unknown score function {score_function!r}; use softmax or sigmoid")
     if bool(groups) != bool(group_topk):
         raise ValueError(f"router: groups {groups} and group_topk {group_topk} go together")
-    if groups:
+    if groups and group_topk:
         size = logits.shape[1] // groups
         fits = logits.shape[1] % groups == 0 and group_topk <= groups and group_topk <= topk
         if not fits or topk // group_topk > size or topk > group_topk * size:

@@ -93,7 +93,17 @@ def scan(
     return y.to(x.dtype), h
 
 
-def _scan_packed(x, dt, a, b, c, chunk, skip, state, sequence):
+def _scan_packed(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    chunk: int,
+    skip: torch.Tensor | None,
+    state: torch.Tensor | None,
+    sequence: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Sequence by sequence: a mask of weights would let NaN in one's padding through to the others."""
     rows, ends = [], []
     for row, numbers in enumerate(sequence.tolist()):

@@ -133,7 +133,7 @@ def _seconds(call: Call, inputs: Sequence[torch.Tensor], budget: float) -> float
 def measure(name: str, dtype: torch.dtype, rounds: int = 3) -> dict[str, list[float]]:
     """Seconds per call by route, one for each of SIDES; routes that are wrong are missing."""
     entry, call = table[name], CALLS[name]
-    found: dict[str, list[list[float]]] = {route: [] for route in entry.routes(dtype)}
+    found: dict[str, list[float]] = {route: [] for route in entry.routes(dtype)}
     for side in SIDES:
         inputs = _inputs(side, dtype)
         exact = call(*(t.double() if t.is_floating_point() else t for t in inputs))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mindspeed_ms.device import mindspore
 
@@ -56,8 +56,14 @@ def _module(name: str) -> Name:
     return Name(lambda: sys.modules.get(name) or import_module(name))
 
 
-ms = _module("mindspore")
-mint = _module("mindspore.mint")
-ops = _module("mindspore.ops")
-ag = _module("mindspore.ops.auto_generate")
-prim = _module("mindspore.ops.auto_generate.gen_ops_prim")
+if TYPE_CHECKING:  # so that `ms.Tensor` is a type
+    import mindspore as ms
+    from mindspore import mint, ops
+    from mindspore.ops import auto_generate as ag
+    from mindspore.ops.auto_generate import gen_ops_prim as prim
+else:
+    ms = _module("mindspore")
+    mint = _module("mindspore.mint")
+    ops = _module("mindspore.ops")
+    ag = _module("mindspore.ops.auto_generate")
+    prim = _module("mindspore.ops.auto_generate.gen_ops_prim")

@@ -19,7 +19,7 @@ Form = _runtime.Form
 class Overload(NamedTuple):
     name: str
     """Without namespace: ``add_.Tensor``."""
-    form: Form
+    form: _runtime.Form
 
 
 def _full_name(schema: torch._C.FunctionSchema) -> str:

@@ -53,7 +53,7 @@ def report() -> dict[str, Any]:
     ``mindspeed-ms coverage`` reads it.
     """
     names = ("mindspeed-ms", "torch", "mindspore", "megatron-core", "numpy")
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in names:
         try:
             versions[name] = importlib.metadata.version(name)

@@ -67,7 +67,7 @@ def _get_write_results_queue() -> Any:
     """Megatron's queue between the processes that write a checkpoint, served by the rank."""
     from mindspeed_ms.comm.child_processes import served_queue
 
-    writer = sys.modules[_WRITER]
+    writer: Any = sys.modules[_WRITER]
     if writer._results_queue is None:
         writer._results_queue = served_queue()
     return writer._results_queue

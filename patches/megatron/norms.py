@@ -36,6 +36,6 @@ KERNELS = {torch.nn.LayerNorm: LayerNorm, torch.nn.RMSNorm: RMSNorm}
 def with_kernel(norm: torch.nn.Module) -> torch.nn.Module:
     """``norm``, now computed by our kernel if it is one of torch's two norms and has one dimension."""
     kind = KERNELS.get(type(norm))
-    if kind is not None and len(norm.normalized_shape) == 1:
+    if isinstance(norm, torch.nn.LayerNorm | torch.nn.RMSNorm) and kind and len(norm.normalized_shape) == 1:
         norm.__class__ = kind
     return norm

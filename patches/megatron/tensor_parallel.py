@@ -87,7 +87,7 @@ def weight_gradient(
     """
     from mindspeed_ms.kernels.parallel_linear import product
 
-    main_grad = getattr(weight, "main_grad", None)
+    main_grad: Any = getattr(weight, "main_grad", None)
 
     def accumulate(grad: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
         from mindspeed_ms.kernels.weight_gradient import accumulate_weight_gradient

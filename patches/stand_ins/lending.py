@@ -112,7 +112,9 @@ class _LendingLoader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         # inspect and linecache read sources through the module's loader: it is the real one again.
-        module.__spec__.loader = module.__loader__ = self._inner
+        module.__loader__ = self._inner
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._inner
         lent = {name: Shell(name, module.__name__) for s in self._lent for name in s.packages}
         sys.modules.update(lent)
         try:

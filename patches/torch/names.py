@@ -32,14 +32,16 @@ def untyped_storage(original: Callable[..., Any], *args: Any, **kwargs: Any) -> 
 def generator_type(base: Any) -> type:
     """``torch.Generator`` that makes one of npu for cuda; every generator is an instance of it."""
 
-    class GeneratorType(type(base)):
+    meta: Any = type(base)
+
+    class GeneratorType(meta):
         def __instancecheck__(cls, obj: Any) -> bool:
             return isinstance(obj, base)
 
     class Generator(base, metaclass=GeneratorType):
         __doc__ = base.__doc__
 
-        def __new__(cls, device: Any = "cpu") -> torch.Generator:
+        def __new__(cls, device: Any = "cpu") -> Any:
             return base(device=npu_for_cuda(device))
 
     return Generator

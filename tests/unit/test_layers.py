@@ -78,7 +78,7 @@ class Edge(NamedTuple):
     imported: str
     line: int
     inside: bool
-    """Whether the import stands in a function."""
+    """Whether the import stands in a function, or is for a type checker only."""
 
 
 @cache
@@ -89,6 +89,11 @@ def modules() -> dict[str, Path]:
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
             found[".".join((prefix, *parts)).removesuffix(".__init__")] = path
     return found
+
+
+def never(node: ast.AST) -> bool:
+    """Whether it is ``if TYPE_CHECKING:``, which only a type checker runs."""
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
 def imports(name: str, path: Path) -> Iterator[Edge]:
@@ -108,8 +113,8 @@ def imports(name: str, path: Path) -> Iterator[Edge]:
                         yield Edge(name, full if full in modules() else base, child.lineno, inside)
                 case ast.Constant(value=str(text)) if "." in text and text in modules():
                     yield Edge(name, text, child.lineno, True)
-            function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            yield from visit(child, inside or function)
+            later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or never(child)
+            yield from visit(child, inside or later)
 
     yield from visit(ast.parse(path.read_text()), False)
 

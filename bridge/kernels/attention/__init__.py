@@ -50,7 +50,7 @@ def attention(
     shift: int | None = None,
     layout: str = "sbhd",
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | Any:
     """softmax(scale * query @ key^T) @ value per head (FlashAttention-2, Dao 2023; flash_attention_score).
 
     query: (s, b, heads, d), key: (sk, b, kv_heads, d), value: (sk, b, kv_heads, dv), all fp32, bf16 or fp16,

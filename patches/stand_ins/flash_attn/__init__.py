@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mindspeed_ms.kernels import attention, cached_attention, packed_segments, paged_rows
 from mindspeed_ms.patches.stand_ins.providing import refuse
@@ -88,6 +90,7 @@ def flash_attn_with_kvcache(
         cache_seqlens = 0 if k is not None else k_cache.shape[1]
     if not torch.is_tensor(cache_seqlens) or cache_seqlens.dim() == 0:
         cache_seqlens = torch.full((q.shape[0],), int(cache_seqlens), device=q.device)
+    rotary: Any = None if rotary_cos is None else (rotary_cos, rotary_sin)
     return cached_attention(
         q,
         k_cache,
@@ -95,7 +98,7 @@ def flash_attn_with_kvcache(
         cache_seqlens.expand(q.shape[0]),
         key=k,
         value=v,
-        rotary=None if rotary_cos is None else (rotary_cos, rotary_sin),
+        rotary=rotary,
         interleaved=rotary_interleaved,
         block_table=block_table,
         causal=causal,

@@ -42,7 +42,7 @@ class OrthogonalizedOptimizer(torch.optim.Optimizer):
         self.scaled_orthogonalize_fn = scaled_orthogonalize_fn or torch.nn.Identity()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step; ``closure`` is called first and its value returned."""
         loss = None
         if closure is not None:
@@ -54,13 +54,13 @@ class OrthogonalizedOptimizer(torch.optim.Optimizer):
             for group in self.param_groups:
                 for parameter in group["params"]:
                     if parameter.grad is not None:
-                        self._update(parameter, group)
+                        self._update(parameter, parameter.grad, group)
         finally:
             torch.set_float32_matmul_precision(before)
         return loss
 
-    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        grad, state = parameter.grad, self.state[parameter]
+    def _update(self, parameter: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(grad)
         update = momentum_update(

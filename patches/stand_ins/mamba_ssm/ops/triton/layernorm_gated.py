@@ -27,5 +27,6 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, z: torch.Tensor | None = None) -> torch.Tensor:
         """x ``(..., hidden_size)``, gated by z of the same shape if given."""
-        options = {"eps": self.eps, "group": self.group_size, "norm_first": self.norm_before_gate}
-        return gated_rms_norm(x, self.weight, z, **options)
+        return gated_rms_norm(
+            x, self.weight, z, eps=self.eps, group=self.group_size, norm_first=self.norm_before_gate
+        )

@@ -23,5 +23,6 @@ def selective_state_update(
 
     ``state_batch_indices`` ``(b,)``: the row of state of each, -1 for none (its result is zero).
     """
-    options = {"skip": D, "gate": z, "bias": dt_bias, "softplus": dt_softplus}
-    return gated_scan_step(state, x, dt, A, B, C, **options, rows=state_batch_indices)
+    return gated_scan_step(
+        state, x, dt, A, B, C, skip=D, gate=z, bias=dt_bias, softplus=dt_softplus, rows=state_batch_indices
+    )

@@ -76,7 +76,15 @@ def mamba_split_conv1d_scan_combined(
         outproj_weight=outproj_weight,
         activation=activation not in (None, "silu", "swish"),
     )
-    options = {"width": headdim, "groups": ngroups, "state": initial_states, "sequence": seq_idx}
-    options["silu"] = activation is not None
     weights = (conv1d_weight, conv1d_bias, dt_bias, A, D)
-    return split_conv_scan(zxbcdt, *weights, chunk_size, **options, limit=dt_limit)
+    return split_conv_scan(
+        zxbcdt,
+        *weights,
+        chunk_size,
+        width=headdim,
+        groups=ngroups,
+        silu=activation is not None,
+        state=initial_states,
+        sequence=seq_idx,
+        limit=dt_limit,
+    )
