@@ -18,12 +18,6 @@ def test_factories(on_simulator) -> None:
     assert done.returncode == 0, done.stdout[-6000:]
 
 
-def test_nothing_relies_on_automatic_copies_to_the_device(on_simulator) -> None:
-    extra = EXTRA | {"MS_DEV_DISABLE_AUTO_H2D": "1"}
-    done = on_simulator(*CHECKS, devices=4, extra=extra, timeout=400)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-
-
 SMALLEST = "import mindspeed_ms.patch, torch; torch.zeros(1, device='npu')"
 
 

@@ -1,5 +1,7 @@
 """The package on target Ascend: the branches that ask for the target, taken."""
 
+import copy
+
 import mindspeed_ms.patch  # noqa: F401 - makes device npu
 import pytest
 import torch
@@ -27,10 +29,12 @@ def test_a_network_in_bfloat16_gets_its_gradients() -> None:
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.LayerNorm(16)).bfloat16()
     x = torch.randn(5, 8, dtype=torch.bfloat16)
-    layers(x).square().mean().backward()
-    expected = [p.grad.float() for p in layers.parameters()]
-    layers.zero_grad()
+    # Not the mean of squares: after a LayerNorm that is a constant, and its gradient nothing but rounding.
+    weights = torch.randn(5, 16, dtype=torch.bfloat16)
+    exact = copy.deepcopy(layers).double()
+    (exact(x.double()) * weights.double()).sum().backward()
     layers = layers.to("npu")
-    layers(x.to("npu")).square().mean().backward()
-    for parameter, want in zip(layers.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad.float().cpu(), want, rtol=5e-2, atol=5e-3)
+    (layers(x.to("npu")) * weights.to("npu")).sum().backward()
+    for parameter, reference in zip(layers.parameters(), exact.parameters(), strict=True):
+        error = (parameter.grad.cpu().double() - reference.grad).abs().max()
+        assert error <= 0.02 * reference.grad.abs().max()  # a few roundings to 8 bits
