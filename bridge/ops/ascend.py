@@ -214,6 +214,16 @@ def index_put(
     return found
 
 
+@on_ascend("aten::gather", dtypes=ALL)
+def gather(x: ms.Tensor, dim: int, index: ms.Tensor, sparse_grad: bool) -> Any:
+    return mint.gather(x, dim, index) if x.shape else NotImplemented
+
+
+@on_ascend("aten::scatter.src", dtypes=NUMBERS)
+def scatter_src(x: ms.Tensor, dim: int, index: ms.Tensor, source: ms.Tensor) -> Any:
+    return mint.scatter(x, dim, index, source) if x.shape and source.dtype == x.dtype else NotImplemented
+
+
 @on_ascend("aten::scatter.value", dtypes=NUMBERS)
 def scatter_value(x: ms.Tensor, dim: int, index: ms.Tensor, value: float) -> Any:
     if not x.shape:

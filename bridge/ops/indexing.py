@@ -170,7 +170,7 @@ def nonzero(x: ms.Tensor) -> Any:
 
 
 def _selected(mask: ms.Tensor) -> ms.Tensor | None:
-    """X."""
+    """int64 positions of what `mask` shows, in its flattened order; None where it shows nothing."""
     positions = mint.nonzero(mask.view(-1)).view(-1) if bool(_any(mask)) else None
     return None if positions is None else cast(positions, torch.int64)
 

@@ -52,13 +52,6 @@ void bind_lowerings(py::module_& m) {
            py::arg("csrc_dtypes"), py::arg("key_arg"), py::arg("mixed"), py::arg("promotes"),
            py::arg("strided"), py::arg("csrc_in_place"), py::arg("csrc_widens"))
       .def(
-          "fence",
-          [](Lowering& self, const std::string& route, const py::iterable& dtypes, const std::string& why) {
-            self.offer.fences.push_back({route_of(route), dtype_mask(dtypes), reason_of(why)});
-          },
-          py::arg("route"), py::arg("dtypes"), py::arg("why"),
-          "Says why `route` lacks these dtypes, for those who ask where a call went.")
-      .def(
           "set_auto",
           [](Lowering& self, at::ScalarType dtype, const std::string& below, const std::string& above,
              int64_t numel, const std::string& why_below, const std::string& why_above) {

@@ -32,8 +32,6 @@ Reason objection(const Offer& offer, const Call& call, Route route) {
     return call.npu ? kOpaque : kElsewhere;
   const uint64_t missing = call.dtypes & ~offer.dtypes(route);
   if (!missing) return kFirstChoice;
-  for (auto& fence : offer.fences)
-    if (fence.route == route && fence.dtypes & missing) return fence.why;
   const std::string kernel = std::string(" no ") + route_name(route) + " kernel on " + target();
   if (!offer.dtypes(route)) return reason_of("it has" + kernel);
   const auto dtype = static_cast<at::ScalarType>(__builtin_ctzll(missing));

@@ -3,7 +3,6 @@
 
 #include <array>
 #include <string>
-#include <vector>
 
 #include "aten/coverage.h"
 
@@ -34,15 +33,9 @@ struct Offer {
     Reason why_below = kUncalibrated, why_above = kUncalibrated;
     int64_t numel = 0;
   };
-  struct Fence {
-    Route route;
-    uint64_t dtypes;
-    Reason why;
-  };
   Route last = Route::Host;  // takes every call: Host for an operator, Composite for a fused kernel
   uint64_t mindspore_dtypes = 0, csrc_dtypes = 0;
-  std::vector<Fence> fences;  // says why dtypes are missing above
-  bool calibrated = false;    // `by_size` holds what was measured to be fastest
+  bool calibrated = false;  // `by_size` holds what was measured to be fastest
   std::array<BySize, kDtypes> by_size{};
 
   uint64_t dtypes(Route route) const {
