@@ -14,10 +14,23 @@ def test_one_device(on_simulator, asynchronous: bool) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
+def on_ranks(on_simulator, ranks: int, script: str, **options: object) -> None:
+    """Runs a script of on_device/ in so many processes; each must print "ok"."""
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1"]
+    words += ["--master-port", str(free_port()), f"{HERE}/{script}"]
+    done = on_simulator(*words, extra={"CANNSIM_HCCL_TIMEOUT": "60"}, **options)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("ok") == ranks
+
+
 @pytest.mark.distributed
 def test_two_ranks(on_simulator) -> None:
-    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    words += ["--master-port", str(free_port()), f"{HERE}/package_ranks.py"]
-    done = on_simulator(*words, extra={"CANNSIM_HCCL_TIMEOUT": "20"})
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("ok") == 2
+    on_ranks(on_simulator, 2, "package_ranks.py")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "ranks", [2, pytest.param(4, marks=pytest.mark.slow)], ids=lambda ranks: f"{ranks}_steps"
+)
+def test_ring_attention(on_simulator, ranks: int) -> None:
+    on_ranks(on_simulator, ranks, "ring_ranks.py")

@@ -60,15 +60,18 @@ AttentionResult attention(const AttentionInputs& in, const AttentionOptions& o) 
   return {at::matmul(p, repeated(in.v, times)), maximum, sum};
 }
 
+// The sum over a row of p * dp is that of out * grad, dropout or not: CANN takes it from attentionIn, so that
+// one step of a ring, given maximum, sum and output of all steps, finds its part of the whole gradient.
 AttentionGradients attention_gradients(const AttentionInputs& in, const AttentionOptions& o,
-                                       const Tensor& grad, const Tensor& maximum, const Tensor& sum) {
+                                       const Tensor& grad, const Tensor& out, const Tensor& maximum,
+                                       const Tensor& sum) {
   int64_t times = in.q.size(1) / in.k.size(1);
   auto k = repeated(in.k, times), v = repeated(in.v, times);
   auto p = at::exp(scores(in, k, o) - maximum) / sum;
   auto dropped = [&](const Tensor& x) { return in.kept ? x * *in.kept / o.keep : x; };
   auto grad_v = at::matmul(dropped(p).transpose(-1, -2), grad);
   auto grad_p = dropped(at::matmul(grad, v.transpose(-1, -2)));
-  auto grad_s = p * (grad_p - (grad_p * p).sum(-1, true)) * o.scale;
+  auto grad_s = p * (grad_p - (out * grad).sum(-1, true)) * o.scale;
   return {at::matmul(grad_s, k), folded(at::matmul(grad_s.transpose(-1, -2), in.q), times),
           folded(grad_v, times)};
 }

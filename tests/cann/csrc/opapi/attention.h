@@ -24,7 +24,8 @@ struct AttentionGradients {
 
 AttentionResult attention(const AttentionInputs& in, const AttentionOptions& options);
 AttentionGradients attention_gradients(const AttentionInputs& in, const AttentionOptions& options,
-                                       const Tensor& grad, const Tensor& maximum, const Tensor& sum);
+                                       const Tensor& grad, const Tensor& out, const Tensor& maximum,
+                                       const Tensor& sum);
 // The checks of query, key, value, mask and options that all layouts share.
 int refuse_attention(const char* function, In q, In k, In v, In pse, In mask, const AttentionOptions& options,
                      int64_t q_heads, int64_t k_heads, int64_t width);

@@ -80,14 +80,15 @@ int score(const char* function, const Call& call, Out maximum, Out sum, Out out,
   });
 }
 
-int gradient(const char* function, const Call& call, In grad, In maximum, In sum, Out dq, Out dk, Out dv,
-             uint64_t* workspace, aclOpExecutor** executor) {
+int gradient(const char* function, const Call& call, In grad, In maximum, In sum, In attention, Out dq,
+             Out dk, Out dv, uint64_t* workspace, aclOpExecutor** executor) {
   if (int error = call.refuse(function)) return error;
-  if (!maximum || !sum) return refuse(function, "softmaxMax and softmaxSum must be given");
+  if (!maximum || !sum || !attention)
+    return refuse(function, "softmaxMax, softmaxSum and attentionIn must be given");
   return plan(function, workspace, executor, [=] {
-    auto dy = wide(to_bnsd(grad(), call.layout, call.heads));
-    auto g = attention_gradients(call.inputs(), call.options, dy, maximum().narrow(-1, 0, 1),
-                                 sum().narrow(-1, 0, 1));
+    auto in_order = [&](In x) { return wide(to_bnsd(x(), call.layout, call.heads)); };
+    auto g = attention_gradients(call.inputs(), call.options, in_order(grad), in_order(attention),
+                                 maximum().narrow(-1, 0, 1), sum().narrow(-1, 0, 1));
     put(dq, from_bnsd(g.q, call.layout));
     put(dk, from_bnsd(g.k, call.layout));
     put(dv, from_bnsd(g.v, call.layout));
@@ -114,12 +115,12 @@ ACLNN(aclnnFlashAttentionScoreGrad, In q, In k, In v, In grad, In pse, In drop, 
       int64_t before, int64_t after, int64_t heads, const char* layout, int64_t inner, int64_t mode, Out dq,
       Out dk, Out dv, Out dpse) {
   return gradient(__func__, {q, k, v, pse, drop, mask, {scale, keep, before, after, mode}, heads, layout},
-                  grad, maximum, sum, dq, dk, dv, workspace, executor);
+                  grad, maximum, sum, attention_out, dq, dk, dv, workspace, executor);
 }
 ACLNN(aclnnFlashAttentionScoreGradV2, In q, In k, In v, In grad, In pse, In drop, In padding, In mask,
       In maximum, In sum, In softmax, In attention_out, Ints prefix, Ints q_start, Ints kv_start,
       double scale, double keep, int64_t before, int64_t after, int64_t heads, const char* layout,
       int64_t inner, int64_t mode, int64_t pse_type, Out dq, Out dk, Out dv, Out dpse) {
   return gradient(__func__, {q, k, v, pse, drop, mask, {scale, keep, before, after, mode}, heads, layout},
-                  grad, maximum, sum, dq, dk, dv, workspace, executor);
+                  grad, maximum, sum, attention_out, dq, dk, dv, workspace, executor);
 }

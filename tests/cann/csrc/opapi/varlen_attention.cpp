@@ -81,15 +81,16 @@ int score(const char* function, const Packed& call, Out maximum, Out sum, Out ou
   });
 }
 
-int gradient(const char* function, const Packed& call, In grad, In maximum, In sum, Out dq, Out dk, Out dv,
-             uint64_t* workspace, aclOpExecutor** executor) {
+int gradient(const char* function, const Packed& call, In grad, In maximum, In sum, In attention, Out dq,
+             Out dk, Out dv, uint64_t* workspace, aclOpExecutor** executor) {
   if (int error = call.refuse(function)) return error;
-  if (!maximum || !sum) return refuse(function, "softmaxMax and softmaxSum must be given");
+  if (!maximum || !sum || !attention)
+    return refuse(function, "softmaxMax, softmaxSum and attentionIn must be given");
   return plan(function, workspace, executor, [=] {
-    auto gq = dq(), gk = dk(), gv = dv(), dy = grad(), m = maximum(), s = sum();
+    auto gq = dq(), gk = dk(), gv = dv(), dy = grad(), y = attention(), m = maximum(), s = sum();
     call.each([&](const AttentionInputs& in, int64_t start, int64_t n, int64_t k_start, int64_t k_n) {
       auto part = [&](const Tensor& x) { return to_bnsd(x.narrow(0, start, n)); };
-      auto g = attention_gradients(in, call.options, wide(part(dy)), part(m).narrow(-1, 0, 1),
+      auto g = attention_gradients(in, call.options, wide(part(dy)), wide(part(y)), part(m).narrow(-1, 0, 1),
                                    part(s).narrow(-1, 0, 1));
       gq.narrow(0, start, n).copy_(to_tnd(g.q));
       gk.narrow(0, k_start, k_n).copy_(to_tnd(g.k));
@@ -121,7 +122,7 @@ ACLNN(aclnnFlashAttentionUnpaddingScoreGrad, In q, In k, In v, In grad, In pse, 
       int64_t mode, Out dq, Out dk, Out dv, Out dpse) {
   return gradient(
       __func__, {q, k, v, pse, drop, mask, q_ends, k_ends, {scale, keep, before, after, mode}, heads, layout},
-      grad, maximum, sum, dq, dk, dv, workspace, executor);
+      grad, maximum, sum, attention_out, dq, dk, dv, workspace, executor);
 }
 ACLNN(aclnnFlashAttentionUnpaddingScoreGradV2, In q, In k, In v, In grad, In pse, In drop, In padding,
       In mask, In maximum, In sum, In softmax, In attention_out, Ints prefix, Ints q_ends, Ints k_ends,
@@ -129,7 +130,7 @@ ACLNN(aclnnFlashAttentionUnpaddingScoreGradV2, In q, In k, In v, In grad, In pse
       const char* layout, int64_t inner, int64_t mode, int64_t pse_type, Out dq, Out dk, Out dv, Out dpse) {
   return gradient(
       __func__, {q, k, v, pse, drop, mask, q_ends, k_ends, {scale, keep, before, after, mode}, heads, layout},
-      grad, maximum, sum, dq, dk, dv, workspace, executor);
+      grad, maximum, sum, attention_out, dq, dk, dv, workspace, executor);
 }
 
 // Two partial results of attention become one (aclnnRingAttentionUpdate.md): layouts SBH and TND.
