@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -57,6 +58,10 @@ def start() -> None:
         return
     if target() == "Ascend":
         cann.require()
+        # MindSpore hands an eager operator through four threads, and each question after a result (its shape,
+        # its address) waits for all of them: 50-100 times what a launch costs. With this the calling thread
+        # launches; the device stays asynchronous.
+        os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
     import mindspore as ms
 
     if target() == "Ascend":

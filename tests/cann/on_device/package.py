@@ -5,6 +5,7 @@ import copy
 import mindspeed_ms.patch  # noqa: F401 - makes device npu
 import pytest
 import torch
+from mindspeed_ms.device import to_mindspore
 from mindspeed_ms.device.mindspore import target
 
 from tests.cann import counters
@@ -15,6 +16,20 @@ def test_the_target_is_ascend_and_tensors_live_there() -> None:
     x = torch.randn(4, 6, device="cuda")
     assert (x + 1).sum().item() == pytest.approx((x.cpu() + 1).sum().item(), rel=1e-5)
     assert counters.read()["kernels"] > 0
+
+
+def test_the_calling_thread_launches() -> None:
+    """An operator that returned is on the device, and one that fails says so itself; nobody waited."""
+    from mindspore import mint
+
+    x = to_mindspore(torch.randn(4, 6, device="npu"))
+    before = counters.read()
+    for launched in range(1, 9):
+        mint.exp(x)
+        assert counters.read()["kernels"] == before["kernels"] + launched
+    assert counters.read()["stream_syncs"] == before["stream_syncs"]
+    with pytest.raises(RuntimeError, match="MatMul"):
+        mint.matmul(x, x)
 
 
 def test_a_view_is_written_where_it_lies() -> None:
