@@ -96,7 +96,8 @@ def _mindspore(rows: Any, ids: Any, scale: Any, table_rows: int, padding_idx: in
     if scale is not None:
         rows = rows * scale.astype(rows.dtype).reshape((-1, 1))
     ids = ids * inside.astype(ids.dtype)
-    return auto_generate.embedding_dense_backward_op(rows, ids, table_rows, padding_idx, False)
+    skipped = None if padding_idx < 0 else padding_idx  # -1 would be the last row
+    return auto_generate.embedding_dense_backward_op(rows, ids, table_rows, skipped, False)
 
 
 def _mindspore_into(out: Any, rows: Any, ids: Any, scale: Any, padding_idx: int) -> None:

@@ -157,7 +157,8 @@ def embedding(
 def embedding_dense_backward(
     grad: ms.Tensor, indices: ms.Tensor, num_weights: int, padding_idx: int, scale_by_freq: bool
 ) -> Any:
-    return prim.embedding_dense_backward_op(grad, indices, num_weights, padding_idx, scale_by_freq)
+    skipped = None if padding_idx < 0 else padding_idx  # -1 would be the last row
+    return prim.embedding_dense_backward_op(grad, indices, num_weights, skipped, scale_by_freq)
 
 
 @on_ascend("aten::mse_loss")

@@ -121,11 +121,11 @@ SAMPLES: dict[str, list[Sample]] = {
     ],
     "embedding_grad": [
         lambda draw: (draw(6, 32, grad=False), draw.tensor([0, 3, 7, 3, 30, 1]), None, 10, 1),
-        lambda draw: (draw(3, 32, grad=False), draw.tensor([0, 3, 3]), draw.tensor([1.0, 0.5, 0.5]), 5, -1),
+        lambda draw: (draw(3, 32, grad=False), draw.tensor([0, 4, 4]), draw.tensor([1.0, 0.5, 0.5]), 5, -1),
     ],
     "embedding_grad_into": [
         lambda draw: (draw(10, 32, dtype=torch.float32, grad=False), draw(3, 32, grad=False),
-                      draw.tensor([0, 3, 3]), None, -1),
+                      draw.tensor([0, 9, 9]), None, -1),
     ],
     "accumulate_weight_gradient": [
         lambda draw: (draw(8, 32, grad=False), draw(8, 16, grad=False),
