@@ -256,7 +256,9 @@ def gradients(
         leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
         results = function(*leaves)
         results = results if isinstance(results, tuple) else (results,)
-        pairs = [(y, g) for y, g in zip(results, grads, strict=True) if g is not None]
+        pairs = [(y, g) for y, g in zip(results, grads, strict=True) if g is not None and y.requires_grad]
+        if not pairs:
+            return (None,) * len(leaves)
         wanted = [leaf for leaf in leaves if leaf is not None]
         found = iter(
             torch.autograd.grad(
