@@ -105,6 +105,20 @@ def dtype_of(dtype: torch.dtype) -> Any:
     raise TypeError(f"{dtype} has no MindSpore counterpart.")
 
 
+def number(value: int) -> Any:
+    """int64 ``ms.Tensor`` of a number that an operator of MindSpore reads on the host: a seed, a size.
+
+    With MS_DEV_DISABLE_AUTO_H2D=1 operators on Ascend take nothing from the host, not even this: it is made
+    on the device, and MindSpore waits for the device to read it.
+    """
+    import mindspore as ms
+    from mindspore import mint
+
+    if os.environ.get("MS_DEV_DISABLE_AUTO_H2D") == "1" and target() == "Ascend":
+        return mint.full((), value, dtype=ms.int64)
+    return ms.Tensor(value, ms.int64)
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Keeps other threads from MindSpore: on CPU it crashes when two run it at once. May be nested."""

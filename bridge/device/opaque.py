@@ -54,7 +54,7 @@ def _settle(result: Any) -> Any:
 
     if result.device == "CPU":
         made = mint.empty(result.shape, dtype=result.dtype, device=DEVICE)
-        made.copy_(result, non_blocking=True)
+        _write_host(made, result)
         return made
     if not result.is_contiguous():
         return result.contiguous()
@@ -62,8 +62,12 @@ def _settle(result: Any) -> Any:
 
 
 def _write_host(view: Any, host: Any) -> None:
-    """In the order of the stream; blocking, MindSpore would wait for all that the stream has to do."""
-    view.copy_(host, non_blocking=True)
+    """In the order of the stream; blocking, MindSpore would wait for all that the stream has to do.
+
+    Moved explicitly: that an operator moves its host arguments is a convenience that users may switch off
+    (MS_DEV_DISABLE_AUTO_H2D).
+    """
+    view.copy_(host.move_to(DEVICE, blocking=False), non_blocking=True)
 
 
 def _to_host(view: Any) -> torch.Tensor:

@@ -283,7 +283,10 @@ def _glu_mindspore(
     else:
         gate, linear = mint.chunk(y, 2, -1)
         if clamp is not None:
-            gate, linear = mint.clamp(gate, max=clamp), mint.clamp(linear, min=-clamp, max=clamp)
+            # Not mint.clamp nor minimum: their gradients make tensors of numbers on the host.
+            low, high = (mint.full((), bound, dtype=y.dtype) for bound in (-clamp, clamp))
+            gate, linear = (mint.where(mint.gt(part, high), high, part) for part in (gate, linear))
+            linear = mint.where(mint.lt(linear, low), low, linear)
         y = _activate(gate, activation) * (linear + linear_offset)
     return y if weights is None else (y * weights.reshape((*y.shape[:-1], 1))).astype(x.dtype)
 

@@ -91,7 +91,7 @@ def _mindspore(rows: Any, ids: Any, scale: Any, table_rows: int, padding_idx: in
     from mindspore import mint
     from mindspore.ops import auto_generate
 
-    inside = mint.logical_and(ids >= 0, ids < table_rows)
+    inside = mint.logical_and(mint.ge(ids, 0), mint.lt(ids, table_rows))
     rows = rows * inside.astype(rows.dtype).reshape((-1, 1))
     if scale is not None:
         rows = rows * scale.astype(rows.dtype).reshape((-1, 1))

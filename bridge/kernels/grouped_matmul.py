@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mindspeed_ms import _runtime
 from mindspeed_ms.kernels import matmul
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
 from mindspeed_ms.routes import counted, implementation
@@ -117,9 +118,8 @@ def _grouped(x: Any, matrices: Any, counts: list[int], turned: bool) -> Any:
 
 
 def _ends(counts: list[int]) -> Any:
-    import mindspore as ms
-
-    return ms.Tensor(list(itertools.accumulate(counts)), ms.int64)
+    ends = torch.tensor(list(itertools.accumulate(counts)))
+    return _runtime.to_mindspore(ends.to("npu"))
 
 
 def _mindspore_backward(

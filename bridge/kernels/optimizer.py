@@ -399,10 +399,11 @@ def _adam_mindspore(
     grad_scale: float,
 ) -> None:
     import mindspore as ms
+    from mindspore import mint
     from mindspore.ops import auto_generate
 
     # A tensor of the device, so that it is not waited for; the operator counts from 0.
-    counter = ms.Tensor([step - 1.0], ms.float32)
+    counter = mint.full((1,), step - 1.0, dtype=ms.float32)
     options = (lr, beta1, beta2, weight_decay, eps, False, maximize)
     for i, (p, g, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
         g = g.astype(ms.float32)

@@ -242,7 +242,7 @@ def _mindspore(
 
     def marked(like: Any, index: Any) -> Any:
         ones = mint.ones(index.shape, dtype=ms.float32)
-        return mint.scatter(mint.zeros_like(like), 1, index, ones) > 0
+        return mint.scatter(mint.zeros_like(like), 1, index, ones).astype(ms.bool_)
 
     choice = _mindspore_scores(logits.astype(ms.float32), code, every)
     if bias is not None:
@@ -253,7 +253,7 @@ def _mindspore(
         quality = mint.topk(choice.reshape(shape), topk // group_topk, -1)[0].sum(-1)
         best = marked(quality, mint.topk(quality, group_topk, -1)[1])
         kept = best.reshape((tokens, groups, 1)).broadcast_to(shape).reshape(choice.shape)
-        choice = mint.where(kept, choice, float("-inf"))
+        choice = choice.masked_fill(mint.logical_not(kept), float("-inf"))
     chosen = marked(choice, mint.topk(choice, topk, -1)[1])
     return _mindspore_probabilities(every, logits, chosen, code, topk, scale), chosen
 
@@ -266,10 +266,10 @@ def _mindspore_probabilities(
 
     wide = logits.astype(ms.float32)
     if code == _OF_CHOSEN and not every:
-        probs = mint.nn.functional.softmax(mint.where(chosen, wide, float("-inf")), -1)
+        probs = mint.nn.functional.softmax(wide.masked_fill(mint.logical_not(chosen), float("-inf")), -1)
     else:
         probs = _mindspore_scores(wide, code, every)
-        probs = probs if every else mint.where(chosen, probs, 0.0)
+        probs = probs if every else probs.masked_fill(mint.logical_not(chosen), 0.0)
         if code == _SIGMOID and (topk > 1 or every):
             probs = probs / (probs.sum(-1, keepdim=True) + 1e-20)
     return (probs * scale).astype(ms.float32 if every else logits.dtype)

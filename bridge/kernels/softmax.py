@@ -130,25 +130,24 @@ def _geometry(x: Tensor, mask: Tensor | None) -> tuple[int, ...]:
 
 def _mindspore(x: Any, mask: Any, scale: float, causal: bool) -> Any:
     import mindspore as ms
-    from mindspore import mint, ops
+    from mindspore import mint
 
     scores = x.astype(ms.float32) * scale
     if mask is not None:
-        scores = ops.masked_fill(scores, mask, MASKED_SCORE)
+        scores = scores.masked_fill(mask, MASKED_SCORE)
     if causal:
         queries, keys = x.shape[-2:]
         later = mint.triu(mint.ones((queries, keys), dtype=ms.float32), keys - queries + 1).astype(ms.bool_)
-        scores = ops.masked_fill(scores, later, float("-inf"))
+        scores = scores.masked_fill(later, float("-inf"))
     return mint.nn.functional.softmax(scores, -1).astype(x.dtype)
 
 
 def _mindspore_backward(dy: Any, y: Any, mask: Any, scale: float) -> Any:
     import mindspore as ms
-    from mindspore import ops
     from mindspore.ops import auto_generate
 
     dx = auto_generate.softmax_backward_op(dy.astype(ms.float32), y.astype(ms.float32), -1) * scale
-    return (dx if mask is None else ops.masked_fill(dx, mask, 0.0)).astype(y.dtype)
+    return (dx if mask is None else dx.masked_fill(mask, 0.0)).astype(y.dtype)
 
 
 # ---- operators

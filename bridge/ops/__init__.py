@@ -6,7 +6,7 @@ from importlib import import_module
 
 from mindspeed_ms import _runtime
 
-TOPICS = ("pointwise", "reduction", "linalg", "nn", "indexing", "ascend")
+TOPICS = ("pointwise", "reduction", "linalg", "nn", "indexing", "ascend_numbers", "ascend")
 """Modules that enter lowerings into the registry's table when imported."""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mindspeed_ms.ops.ascend_numbers import filled
 from mindspeed_ms.ops.dtypes import cast, is_integral, torch_dtype
 from mindspeed_ms.ops.names import ag, mint, ms, prim
 from mindspeed_ms.ops.registry import ASCEND_FLOATS, BOOL, INTS, on_ascend
@@ -23,39 +24,9 @@ _REDUCTIONS = ("none", "mean", "sum")
 # ---- elementwise
 
 
-@on_ascend("aten::add.Tensor", dtypes=NUMBERS)
-def add(x: Any, y: Any, alpha: float) -> Any:
-    return mint.add(x, y, alpha=alpha) if isinstance(x, ms.Tensor) else mint.add(mint.mul(y, alpha), x)
-
-
-@on_ascend("aten::sub.Tensor", dtypes=NUMBERS)
-def sub(x: Any, y: Any, alpha: float) -> Any:
-    return mint.sub(x, y, alpha=alpha)
-
-
-@on_ascend("aten::div.Tensor")
-def div(x: Any, y: Any) -> Any:
-    return mint.div(x, y)
-
-
 @on_ascend("aten::isnan")
 def isnan(x: ms.Tensor) -> ms.Tensor:
     return mint.not_equal(x, x)
-
-
-@on_ascend("aten::where.self", dtypes=ALL)
-def where(condition: ms.Tensor, x: Any, y: Any) -> Any:
-    return mint.where(condition, x, y) if condition.dtype == ms.bool_ else NotImplemented
-
-
-@on_ascend("aten::masked_fill.Scalar", "aten::masked_fill.Tensor", dtypes=ALL)
-def masked_fill(x: ms.Tensor, mask: ms.Tensor, value: Any) -> Any:
-    return ag.masked_fill(x, mask, value) if mask.dtype == ms.bool_ else NotImplemented
-
-
-@on_ascend("aten::addcdiv")
-def addcdiv(x: ms.Tensor, y: ms.Tensor, z: ms.Tensor, value: float) -> ms.Tensor:
-    return mint.add(x, mint.div(y if value == 1 else mint.mul(y, value), z))
 
 
 @on_ascend("aten::sigmoid_backward")
@@ -186,7 +157,7 @@ def index_tensor(x: ms.Tensor, indices: Sequence[ms.Tensor | None]) -> Any:
         return NotImplemented
     dim = next(i for i, index in enumerate(indices) if index is not None)
     index, size = given[0], x.shape[dim]
-    rows = mint.where(mint.less(index, 0), mint.add(index, size), index).reshape((-1,))
+    rows = mint.where(mint.lt(index, 0), mint.add(index, size), index).reshape((-1,))
     return mint.index_select(x, dim, rows).reshape((*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]))
 
 
@@ -199,7 +170,7 @@ def index_put(
     if len(given) != len(indices):
         return NotImplemented
     if not isinstance(values, ms.Tensor):
-        values = ms.Tensor(values, x.dtype)
+        values = filled(values, x)
     if values.dtype != x.dtype:
         return NotImplemented
     if len(given) == 1 and given[0].dtype == ms.bool_:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms import _runtime
+from mindspeed_ms.device.mindspore import number
 from mindspeed_ms.routes import counted
 
 Tensor = torch.Tensor
@@ -34,14 +35,12 @@ def register() -> None:
 
 def _draw(name: str, out: Tensor, generator: Generator, operator: Callable[..., Any], *args: Any) -> Tensor:
     """Has `operator` write random numbers into `out`: (ms.Tensor, *args, seed, offset)."""
-    import mindspore as ms
-
     if out.numel() == 0:
         return out
     state = [_signed(value) for value in _runtime.draw_philox(generator, out.device.index, STEP)]
     with counted(f"aten::{name}", out, "mindspore"):
         lent = [_runtime.to_mindspore(a) if isinstance(a, Tensor) else a for a in args]
-        operator(_runtime.to_mindspore(out), *lent, *(ms.Tensor(value, ms.int64) for value in state))
+        operator(_runtime.to_mindspore(out), *lent, *map(number, state))
     return out
 
 

@@ -29,6 +29,12 @@ class Case:
     atol: float = 2e-6
 
 
+def nll_loss_gradient(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    x = x.detach().requires_grad_()
+    F.nll_loss(x, index[:, 0], ignore_index=2).backward()
+    return x.grad
+
+
 EXP = {"rtol": 1e-5, "atol": 1e-6}
 """MindSpore's float32 exp is right to 5e-6 (fences.IMPRECISE), and what is computed from it, too."""
 
@@ -140,6 +146,7 @@ CASES = [
         [
             Case("stable sort", lambda i: i.sort(stable=True, dim=1), "i"),
             Case("roll", lambda x: (x.roll(1, 0), x.roll((-1, 2), (0, 1)), x.roll(3)), "x"),
+            Case("nll_loss_backward", nll_loss_gradient, "xi"),
         ]
         if _runtime.on_ascend()
         else []

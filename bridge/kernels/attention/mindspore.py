@@ -7,11 +7,11 @@ exp(score - maximum) / sum only, and so takes log-sum-exp for the maximum and 1 
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Any
 
 import torch
+from mindspeed_ms.device.mindspore import number
 from mindspeed_ms.kernels.attention.plan import Plan, Sequences, sizes, tiles
 
 LAYOUTS = {"sbhd": "SBH", "bshd": "BSND", "bhsd": "BNSD"}
@@ -112,17 +112,13 @@ def _heads(plan: Plan, query: Any) -> tuple[int, str]:
 
 
 def _seed(plan: Plan) -> tuple[Any, Any]:
-    import mindspore as ms
-
-    return ms.Tensor(plan.seed % 2**31, ms.int64), ms.Tensor(0, ms.int64)
+    return number(plan.seed % 2**31), number(0)
 
 
 def _numels(plan: Plan, query: Any, key: Any) -> Any:
     """Elements of the mask of the dropout."""
-    import mindspore as ms
-
     heads = sizes(query, plan.layout)[2]
-    return ms.Tensor(sum(heads * s[2] * s[4] for s in plan.sequences(query, key)), ms.int64)
+    return number(sum(heads * s[2] * s[4] for s in plan.sequences(query, key)))
 
 
 def _settings(plan: Plan, query: Any, key: Any, mask: Any) -> dict[str, Any]:
@@ -171,8 +167,8 @@ def _hidden(plan: Plan, sequence: tuple[int, ...]) -> Any:
 
     _, _, s, _, sk, shift = sequence
     distance = mint.arange(sk).reshape((1, -1)) - mint.arange(s).reshape((-1, 1)) - shift
-    left, right = (math.inf if bound < 0 else bound for bound in (plan.left, plan.right))
-    return mint.logical_or(distance < -left, distance > right)
+    left, right = (NO_BOUND if bound < 0 else bound for bound in (plan.left, plan.right))
+    return mint.logical_or(mint.lt(distance, -left), mint.ge(distance, right + 1))
 
 
 def padded(tensor: Any, width: int) -> Any:

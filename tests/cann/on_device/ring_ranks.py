@@ -1,4 +1,4 @@
-"""One rank of ring attention on simulated HCCL; prints "ok" when its rows are those of plain torch in float64.
+"""One rank of ring attention on simulated HCCL; prints "ok" when its rows are plain torch's in float64.
 
 Each step's operator gives its part of the gradients from maximum, sum and output of all steps: wrong by far
 where it made the sum over a row of its own keys only.
