@@ -166,6 +166,7 @@ class NoContext:
 def alias_cuda_module() -> None:
     """`torch.cuda`: a device per local rank, streams without effect, the CPU generator as CUDA's."""
     cuda = torch.cuda
+    cpu = torch.device("cpu")
     stream = Stream()
     properties = types.SimpleNamespace(
         name="cpu", major=9, minor=0, multi_processor_count=1, total_memory=0, gcnArchName="", warp_size=32
@@ -180,7 +181,7 @@ def alias_cuda_module() -> None:
         "is_available": lambda: True,
         "is_initialized": lambda: True,
         "device_count": lambda: int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        "current_device": zero,
+        "current_device": lambda: cpu,  # an index would name an accelerator
         "set_device": nothing,
         "synchronize": nothing,
         "init": nothing,
@@ -197,7 +198,7 @@ def alias_cuda_module() -> None:
         "manual_seed_all": torch.default_generator.manual_seed,
         "get_rng_state": lambda *_args, **_kwargs: torch.get_rng_state(),
         "set_rng_state": lambda state, *_args, **_kwargs: torch.set_rng_state(state),
-        "default_generators": (torch.default_generator,),
+        "default_generators": {cpu: torch.default_generator},
         "current_stream": lambda *_: stream,
         "default_stream": lambda *_: stream,
         "set_stream": nothing,
@@ -311,6 +312,26 @@ def alias_megatron() -> None:
     @wrapt.when_imported("megatron.core.fusions.fused_softmax")
     def _(module: types.ModuleType) -> None:
         module.FusedScaleMaskSoftmax.is_kernel_available = lambda *_args: False
+
+    @wrapt.when_imported("megatron.core.transformer.dot_product_attention")
+    def _(module: types.ModuleType) -> None:
+        made = module.DotProductAttention.__init__
+
+        def with_widths(
+            self: Any, *args: Any, k_channels: int | None = None, v_channels: int | None = None, **kwargs: Any
+        ) -> None:
+            # Latent attention names the widths of its heads, which only Transformer Engine's class takes.
+            made(self, *args, **kwargs)
+            if v_channels is not None:
+                self.hidden_size_per_partition = v_channels * self.num_attention_heads_per_partition
+
+        module.DotProductAttention.__init__ = with_widths
+
+    @wrapt.when_imported("megatron.core.transformer.multi_latent_attention")
+    def _(module: types.ModuleType) -> None:
+        module.HAVE_TE = (
+            False  # its import succeeds without Transformer Engine, and gives None for the classes
+        )
 
     @wrapt.when_imported("megatron.core.transformer.moe.moe_utils")
     def _(module: types.ModuleType) -> None:

@@ -61,14 +61,13 @@ def command(
         return [*torchrun, "-m", "mindspeed_ms.run", str(script), *flags], {}
     if way == "autoload":
         return [*torchrun, str(script), *flags], {"MINDSPEED_MS_AUTOLOAD": "1"}
+    beside = ROOT if way == PLAIN else script.parent
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, (str(beside), os.environ.get("PYTHONPATH"))))}
     if way == PLAIN:
-        return [*torchrun, "-m", "tests.reference.plain_torch", str(script), *flags], {
-            "PYTHONPATH": str(ROOT)
-        }
+        return [*torchrun, "-m", "tests.reference.plain_torch", str(script), *flags], path
     copy = folder / script.name
     copy.write_text("import mindspeed_ms.patch\n" + script.read_text())
-    path = os.pathsep.join(filter(None, (str(script.parent), os.environ.get("PYTHONPATH"))))
-    return [*torchrun, str(copy), *flags], {"PYTHONPATH": path}
+    return [*torchrun, str(copy), *flags], path
 
 
 def train(
