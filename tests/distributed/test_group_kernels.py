@@ -1,11 +1,17 @@
 """Kernels of several ranks, around their operators, against float64 on one rank."""
 
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import ranks
 import torch
 import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+
+from kernel_samples import OF_A_GROUP
 
 pytestmark = pytest.mark.distributed
 
@@ -84,6 +90,26 @@ def _linear_numbers(rank, world):
 @pytest.mark.parametrize("world", [2, 4])
 def test_what_the_kernels_do_around_their_operators(world):
     ranks.run(_numbers, world)
+
+
+def _checked(rank, world, store):
+    """torch's opcheck of the operators that take a group: their fakes give the shapes of `world` ranks."""
+    import mindspeed_ms.patch  # noqa: F401 - the device
+    from mindspeed_ms.kernels import parallel_linear  # noqa: F401 - the operators
+    from mindspeed_ms.kernels.operator import OPERATORS
+
+    ranks.init(rank, world, store)
+    group = dist.group.WORLD.group_name
+    utils = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    for device in ("cpu", "npu"):
+        for name, shapes in OF_A_GROUP.items():
+            x, weight = (torch.randn(shape).to(device) for shape in shapes)
+            torch.library.opcheck(OPERATORS[name].overload, (x, weight, group), test_utils=utils)
+    dist.destroy_process_group()
+
+
+def test_opcheck_of_operators_that_take_a_group():
+    ranks.run(_checked, 2)
 
 
 def _released(rank, world, store):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mindspeed_ms.kernels import parallel_linear, state_space  # noqa: F401 - their operators
 
 Tensor = torch.Tensor
 
@@ -49,6 +50,8 @@ PLACES = [i % 10 for i in range(20)]
 CHOICES = [[0, 3], [1, 2], [0, 1], [2, 4], [3, 4]]
 MASK = [[[[False, True, False, False, False, False, True]] * 5]] * 2
 
+SEQUENCES = [[0] * 4 + [1] * 5, [0] * 9]
+
 QUERY, KEY = (8, 2, 4, 32), (8, 2, 2, 32)
 
 
@@ -83,6 +86,16 @@ def step_gradient(draw: Draw) -> tuple[Any, ...]:
     query, key, value, grad = (draw(*shape, grad=False) for shape in (QUERY, KEY, KEY, QUERY))
     out, peak, total = torch.ops.mindspeed_ms.ring_step(query, key, value, True, 0.2)
     return query, key, value, grad, out.to(draw.dtype), peak, total, True, 0.2
+
+
+def scan(
+    draw: Draw, skip: Tensor | None, state: Tensor | None, sequence: Tensor | None, chunk: int
+) -> tuple[Any, ...]:
+    """Arguments of a state-space scan: four heads in two groups, positive steps, decay."""
+    dt = draw(2, 9, 4, dtype=torch.float32).detach().abs().requires_grad_()
+    a = draw(4, dtype=torch.float32).detach().abs().neg().requires_grad_()
+    tensors = draw(2, 9, 4, 5), dt, a, draw(2, 9, 2, 3), draw(2, 9, 2, 3)
+    return *tensors, skip, state, sequence, chunk
 
 
 Sample = Callable[[Draw], tuple[Any, ...]]
@@ -197,6 +210,16 @@ SAMPLES: dict[str, list[Sample]] = {
                                right=0, segments=[0, 5, 0, 5, 0, 5, 15, 5, 15, 0]),
         lambda draw: attention(draw, QUERY, KEY, KEY, softcap=2.0, lse=True),
     ],
+    "causal_conv": [
+        lambda draw: (draw(2, 6, 9), draw(6, 4), draw(6), None, None, True),
+        lambda draw: (draw(2, 6, 9), draw(6, 4), None, draw(2, 6, 3), None, False),
+        lambda draw: (draw(2, 6, 9), draw(6, 4), draw(6), None, draw.tensor(SEQUENCES), True),
+    ],
+    "state_space_scan": [
+        lambda draw: scan(draw, draw(4), None, None, 4),
+        lambda draw: scan(draw, draw(4, 5), draw(2, 4, 5, 3, dtype=torch.float32), None, 16),
+        lambda draw: scan(draw, None, None, draw.tensor(SEQUENCES), 4),
+    ],
     "ring_step": [
         lambda draw, causal=causal: (*(draw(*shape, grad=False) for shape in (QUERY, KEY, (8, 2, 2, 16))),
                                      causal, 0.2) for causal in (True, False)
@@ -207,8 +230,13 @@ SAMPLES: dict[str, list[Sample]] = {
     "ring_step_backward": [step_gradient],
 }  # fmt: skip
 
-#: Operators of several ranks, which tests/distributed/test_group_kernels.py calls.
-OF_A_GROUP = {"column_linear", "column_linear_backward", "row_linear", "row_linear_backward"}
+#: Operators of several ranks: shapes of x and weight; tests/distributed/test_group_kernels.py calls them.
+OF_A_GROUP = {
+    "column_linear": ((8, 6), (5, 6)),
+    "column_linear_backward": ((8, 6), (6, 5)),
+    "row_linear": ((8, 6), (5, 6)),
+    "row_linear_backward": ((8, 6), (6, 5)),
+}
 
 #: Public functions that put other kernels together, or make integers: they follow their parts.
 MADE_OF_KERNELS = (
