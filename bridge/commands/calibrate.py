@@ -21,11 +21,11 @@ def execute(options: argparse.Namespace) -> int:
     import mindspeed_ms.patch  # noqa: F401
     import torch
     from mindspeed_ms import _runtime
-    from mindspeed_ms.ops import auto, calibrate
+    from mindspeed_ms.ops import auto, calibrate, registry
 
     _runtime.ensure_initialized()  # fills the table of lowerings
     routes = json.loads(auto.path().read_text())["routes"] if options.only else {}
-    names = options.only or sorted(calibrate.CALLS)
+    names = options.only or sorted(registry.table)
     for name in names:
         routes.pop(name, None)
     dtypes = [getattr(torch, name) for name in options.dtypes] if options.dtypes else calibrate.MEASURED

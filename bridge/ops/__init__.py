@@ -6,8 +6,11 @@ from importlib import import_module
 
 from mindspeed_ms import _runtime
 
-TOPICS = ("pointwise", "reduction", "linalg", "nn", "indexing", "ascend_numbers", "ascend")
-"""Modules that enter lowerings into the registry's table when imported."""
+TOPICS = (
+    *("pointwise", "activation", "reduction", "sorting", "linalg"),
+    *("normalization", "loss", "indexing", "masking", "arranging"),
+)
+"""Modules that enter their rows into the registry's table when imported."""
 
 
 def register() -> None:
@@ -20,10 +23,8 @@ def register() -> None:
     # Imported here: the first npu tensor needs the table, and `import mindspeed_ms.patch` stays light.
     for topic in TOPICS:
         import_module(f"mindspeed_ms.ops.{topic}")
-    from mindspeed_ms.ops import auto, factories, fences, host, native, random, registry
+    from mindspeed_ms.ops import auto, factories, host, random, registry
 
-    fences.apply(registry.table)
-    native.apply(registry.table)
     registry.register_all()
     auto.apply(registry.table)
     host.allow()

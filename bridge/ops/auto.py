@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from mindspeed_ms import __version__
 from mindspeed_ms.config import settings
-from mindspeed_ms.ops.fences import precise
-from mindspeed_ms.ops.registry import Lowering
+from mindspeed_ms.ops.registry import Row
 
 DEFAULT = Path(__file__).with_name("auto_routes.json")
 
@@ -56,7 +55,7 @@ def path() -> Path:
     return measured() if is_current(measured()) else DEFAULT
 
 
-def apply(table: dict[str, Lowering]) -> None:
+def apply(table: dict[str, Row]) -> None:
     """Sets route auto of every registered lowering from the file.
 
     Raises:
@@ -79,9 +78,10 @@ def apply(table: dict[str, Lowering]) -> None:
         for dtype_name, (below, above, numel) in by_dtype.items():
             dtype = getattr(torch, dtype_name)
             for route in (below, above):
-                if route == "mindspore" and not precise(name, dtype):
+                kernel = entry.kernels().get(route)
+                if kernel and kernel.error(dtype):
                     raise ValueError(
-                        f"{file} routes {name} ({dtype_name}) to a MindSpore kernel that is fenced."
+                        f"{file} routes {name} ({dtype_name}) to a {route} kernel that is fenced."
                     )
             entry.handle.set_auto(
                 dtype,

@@ -1,24 +1,31 @@
-"""Gathers, scatters, concatenation and triangles.
+"""Gathers and scatters by index.
 
-MindSpore's gathers read an index that is out of range as zero or crash, torch raises: indices are checked
-first.
+MindSpore's gathers on the CPU read an index that is out of range as zero or crash, torch raises: indices are
+checked first. On Ascend the host would have to wait for them: as on CUDA, the device checks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
-from math import prod
 from typing import Any
 
 import torch
-from mindspeed_ms.ops.dtypes import cast, torch_dtype
-from mindspeed_ms.ops.names import ag, mint, ms, ops
-from mindspeed_ms.ops.registry import ALL, FLOATS, INTS, lowering
+import torch.nn.functional as F
+from mindspeed_ms.kernels import aten_nn
+from mindspeed_ms.ops.ascend_numbers import filled
+from mindspeed_ms.ops.names import ag, mint, ms, ops, prim
+from mindspeed_ms.ops.registry import (
+    ASCEND_ALL,
+    ASCEND_FLOATS,
+    ASCEND_NUMBERS,
+    FLOATS,
+    NATIVE,
+    NUMBERS,
+    Kernel,
+    row,
+)
 
-NUMBERS = FLOATS + INTS
-
-_gather, _any = ag.Gather(), ag.ReduceAny()
+_gather, _segment_sum = ag.Gather(), ag.UnsortedSegmentSum()
 
 
 def _index_dtypes() -> tuple[Any, Any]:
@@ -29,14 +36,28 @@ def _inside(index: ms.Tensor, size: int) -> bool:
     return int(index.min()) >= 0 and int(index.max()) < size
 
 
-@lowering("aten::index_select", dtypes=NUMBERS, mixed=True)
+# ---- gathers
+
+
 def index_select(x: ms.Tensor, dim: int, index: ms.Tensor) -> Any:
     if not x.shape or len(index.shape) != 1 or not _inside(index, x.shape[dim]):
         return NotImplemented
     return _gather(x, index, dim)
 
 
-@lowering("aten::index.Tensor", dtypes=NUMBERS, mixed=True)
+def ascend_index_select(x: ms.Tensor, dim: int, index: ms.Tensor) -> Any:
+    return mint.index_select(x, dim, index) if x.shape and len(index.shape) == 1 else NotImplemented
+
+
+row(
+    "aten::index_select",
+    lambda s: s.x.index_select(0, s.i[:, 0]),
+    cpu=Kernel(index_select, NUMBERS),
+    ascend=Kernel(ascend_index_select, ASCEND_ALL),
+    mixed=True,
+)
+
+
 def index_tensor(x: ms.Tensor, indices: Sequence[ms.Tensor | None]) -> Any:
     """One index, or index tensors of one shape for all leading dimensions; other forms run on the host."""
     given = [index for index in indices if index is not None]
@@ -75,7 +96,108 @@ def _flat(indices: Sequence[ms.Tensor], shape: Sequence[int]) -> ms.Tensor | Non
     return position
 
 
-@lowering("aten::_index_put_impl", dtypes=NUMBERS, mixed=True)
+def ascend_index_tensor(x: ms.Tensor, indices: Sequence[ms.Tensor | None]) -> Any:
+    """Any number of indices for the leading dimensions, or one for another; other forms run on the host."""
+    given = [index for index in indices if index is not None]
+    if any(index.dtype not in (ms.int64, ms.int32) for index in given):
+        return NotImplemented
+    if len(given) == len(indices):
+        return ag.index(x, tuple(given))
+    if len(given) > 1:
+        return NotImplemented
+    dim = next(i for i, index in enumerate(indices) if index is not None)
+    index, size = given[0], x.shape[dim]
+    rows = mint.where(mint.lt(index, 0), mint.add(index, size), index).reshape((-1,))
+    return mint.index_select(x, dim, rows).reshape((*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]))
+
+
+row(
+    "aten::index.Tensor",
+    lambda s: s.x[s.i[:, 0], s.i[:, 1]],
+    cpu=Kernel(index_tensor, NUMBERS),
+    ascend=Kernel(ascend_index_tensor, ASCEND_ALL),
+    mixed=True,
+)
+
+
+def gather(x: ms.Tensor, dim: int, index: ms.Tensor, sparse_grad: bool) -> Any:
+    dims = len(x.shape)
+    if not dims or len(index.shape) != dims or not _inside(index, x.shape[dim]):
+        return NotImplemented
+    if any(index.shape[i] > x.shape[i] for i in range(dims) if i != dim % dims):
+        return NotImplemented
+    return mint.gather(x, dim, index)
+
+
+def ascend_gather(x: ms.Tensor, dim: int, index: ms.Tensor, sparse_grad: bool) -> Any:
+    return mint.gather(x, dim, index) if x.shape else NotImplemented
+
+
+row(
+    "aten::gather",
+    lambda s: s.x.gather(0, s.i),
+    cpu=Kernel(gather, NUMBERS),
+    ascend=Kernel(ascend_gather, ASCEND_ALL),
+    mixed=True,
+)
+
+
+def embedding(
+    weight: ms.Tensor, indices: ms.Tensor, padding_idx: int, scale_by_freq: bool, sparse: bool
+) -> Any:
+    # MindSpore reads rows that do not exist as zeros; torch raises.
+    if len(weight.shape) != 2 or int(indices.min()) < 0 or int(indices.max()) >= weight.shape[0]:
+        return NotImplemented
+    return _gather(weight, indices, 0)
+
+
+def ascend_embedding(
+    weight: ms.Tensor, indices: ms.Tensor, padding_idx: int, scale_by_freq: bool, sparse: bool
+) -> Any:
+    if len(weight.shape) != 2:
+        return NotImplemented
+    rows = mint.index_select(weight, 0, indices.reshape((-1,)))
+    return rows.reshape((*indices.shape, weight.shape[1]))
+
+
+row(
+    "aten::embedding",
+    lambda s: F.embedding(s.i[:, 0], s.x),
+    cpu=Kernel(embedding, FLOATS),
+    ascend=Kernel(ascend_embedding, ASCEND_ALL),
+    mixed=True,
+)
+
+
+def embedding_dense_backward(
+    grad: ms.Tensor, indices: ms.Tensor, num_weights: int, padding_idx: int, scale_by_freq: bool
+) -> Any:
+    if scale_by_freq or padding_idx >= 0:
+        return NotImplemented
+    return _segment_sum(grad.view(-1, grad.shape[-1]), indices.view(-1), num_weights)
+
+
+def ascend_embedding_dense_backward(
+    grad: ms.Tensor, indices: ms.Tensor, num_weights: int, padding_idx: int, scale_by_freq: bool
+) -> Any:
+    skipped = None if padding_idx < 0 else padding_idx  # -1 would be the last row
+    return prim.embedding_dense_backward_op(grad, indices, num_weights, skipped, scale_by_freq)
+
+
+row(
+    "aten::embedding_dense_backward",
+    lambda s: torch.ops.aten.embedding_dense_backward(
+        s.x, s.i[:, 0].contiguous(), 4 * s.x.shape[0], -1, False
+    ),
+    cpu=Kernel(embedding_dense_backward, FLOATS),
+    ascend=Kernel(ascend_embedding_dense_backward, ASCEND_FLOATS),
+    csrc=Kernel(aten_nn.embedding_dense_backward, NATIVE),
+    mixed=True,
+)
+
+# ---- scatters
+
+
 def index_put(
     x: ms.Tensor,
     indices: Sequence[ms.Tensor | None],
@@ -107,97 +229,98 @@ def index_put(
     return scatter(x.view(-1, *tail), flat.view(-1, 1), updates).view(x.shape)
 
 
-@lowering("aten::gather", dtypes=NUMBERS, mixed=True)
-def gather(x: ms.Tensor, dim: int, index: ms.Tensor, sparse_grad: bool) -> Any:
-    dims = len(x.shape)
-    if not dims or len(index.shape) != dims or not _inside(index, x.shape[dim]):
+def ascend_index_put(
+    x: ms.Tensor, indices: Sequence[ms.Tensor | None], values: Any, accumulate: bool, unsafe: bool
+) -> Any:
+    """A bool mask of the leading dimensions with one value, or indices for the leading dimensions."""
+    given = [index for index in indices if index is not None]
+    if len(given) != len(indices):
         return NotImplemented
-    if any(index.shape[i] > x.shape[i] for i in range(dims) if i != dim % dims):
+    if not isinstance(values, ms.Tensor):
+        values = filled(values, x)
+    if values.dtype != x.dtype:
         return NotImplemented
-    return mint.gather(x, dim, index)
+    if len(given) == 1 and given[0].dtype == ms.bool_:
+        mask = given[0]
+        if accumulate or values.size != 1 or mask.shape != x.shape[: len(mask.shape)]:
+            return NotImplemented
+        mask = mask.reshape((*mask.shape, *(1 for _ in x.shape[len(mask.shape) :])))
+        return ag.masked_fill(x, mask, values.reshape(()))
+    if any(index.dtype not in (ms.int64, ms.int32) for index in given):
+        return NotImplemented
+    found = mint.clone(x)
+    ag.index_put_(found, tuple(given), values, accumulate)
+    return found
 
 
-@lowering("aten::scatter.src", dtypes=NUMBERS, mixed=True)
+row(
+    "aten::_index_put_impl",
+    lambda s: s.x.index_put((s.i[:, 0],), s.y, accumulate=True),
+    cpu=Kernel(index_put, NUMBERS),
+    ascend=Kernel(ascend_index_put, ASCEND_ALL),
+    mixed=True,
+)
+
+
 def scatter_src(x: ms.Tensor, dim: int, index: ms.Tensor, source: ms.Tensor) -> Any:
     if not x.shape or index.shape != source.shape or not _inside(index, x.shape[dim]):
         return NotImplemented
     return mint.scatter(x, dim, index, source)
 
 
-@lowering("aten::scatter.value", dtypes=NUMBERS, mixed=True)
+def ascend_scatter_src(x: ms.Tensor, dim: int, index: ms.Tensor, source: ms.Tensor) -> Any:
+    return mint.scatter(x, dim, index, source) if x.shape and source.dtype == x.dtype else NotImplemented
+
+
+row(
+    "aten::scatter.src",
+    lambda s: s.x.scatter(0, s.i[:1], s.y[:1]),
+    cpu=Kernel(scatter_src, NUMBERS),
+    ascend=Kernel(ascend_scatter_src, ASCEND_NUMBERS),
+    mixed=True,
+)
+
+
 def scatter_value(x: ms.Tensor, dim: int, index: ms.Tensor, value: float) -> Any:
     if not x.shape or not _inside(index, x.shape[dim]):
         return NotImplemented
     return mint.scatter(x, dim, index, ops.full(index.shape, value, dtype=x.dtype))
 
 
-@lowering("aten::scatter_add", dtypes=NUMBERS, mixed=True)
+def ascend_scatter_value(x: ms.Tensor, dim: int, index: ms.Tensor, value: float) -> Any:
+    if not x.shape:
+        return NotImplemented
+    return mint.scatter(x, dim, index, value)
+
+
+row(
+    "aten::scatter.value",
+    lambda s: s.x.scatter(0, s.i, 1),
+    cpu=Kernel(scatter_value, NUMBERS),
+    ascend=Kernel(ascend_scatter_value, ASCEND_NUMBERS),
+    mixed=True,
+)
+
+
 def scatter_add(x: ms.Tensor, dim: int, index: ms.Tensor, source: ms.Tensor) -> Any:
     if not x.shape or index.shape != source.shape or not _inside(index, x.shape[dim]):
         return NotImplemented
     return ops.tensor_scatter_elements(x, index, source, dim, "add")
 
 
-@lowering("aten::cat", dtypes=(*ALL, torch.bfloat16), mixed=True)
-def cat(tensors: Sequence[ms.Tensor], dim: int) -> Any:
-    common = reduce(torch.promote_types, map(torch_dtype, tensors))
-    tensors = [cast(t, common) for t in tensors]
-    first = tensors[0].shape
-    if not first:
-        return NotImplemented
-    if len(tensors) == 1:
-        return tensors[0]  # the C++ kernel copies what shares memory with an input
-    dim %= len(first)
-    for t in tensors[1:]:
-        if len(t.shape) != len(first) or any(t.shape[i] != first[i] for i in range(len(first)) if i != dim):
-            return NotImplemented  # torch's own error
-    return mint.cat(tuple(tensors), dim)
+def ascend_scatter_add(x: ms.Tensor, dim: int, index: ms.Tensor, source: ms.Tensor) -> Any:
+    return mint.scatter_add(x, dim, index, source) if x.shape else NotImplemented
 
 
-@lowering("aten::tril", dtypes=NUMBERS)
-def tril(x: ms.Tensor, diagonal: int) -> Any:
-    return ops.tril(x, diagonal) if len(x.shape) >= 2 else NotImplemented
+row(
+    "aten::scatter_add",
+    lambda s: s.x.scatter_add(0, s.i, s.y),
+    cpu=Kernel(scatter_add, NUMBERS),
+    ascend=Kernel(ascend_scatter_add, ASCEND_NUMBERS),
+    mixed=True,
+)
 
 
-@lowering("aten::triu", dtypes=NUMBERS)
-def triu(x: ms.Tensor, diagonal: int) -> Any:
-    return mint.triu(x, diagonal) if len(x.shape) >= 2 else NotImplemented
-
-
-@lowering("aten::nonzero", dtypes=ALL)
-def nonzero(x: ms.Tensor) -> Any:
-    return cast(mint.nonzero(x), torch.int64) if x.shape else NotImplemented
-
-
-def _selected(mask: ms.Tensor) -> ms.Tensor | None:
-    """int64 positions of what `mask` shows, in its flattened order; None where it shows nothing."""
-    positions = mint.nonzero(mask.view(-1)).view(-1) if bool(_any(mask)) else None
-    return None if positions is None else cast(positions, torch.int64)
-
-
-@lowering("aten::masked_select", dtypes=NUMBERS, mixed=True)
-def masked_select(x: ms.Tensor, mask: ms.Tensor) -> Any:
-    if mask.dtype != ms.bool_ or mask.shape != x.shape or not x.shape:
-        return NotImplemented
-    positions = _selected(mask)
-    return NotImplemented if positions is None else _gather(x.view(-1), positions, 0)
-
-
-@lowering("aten::masked_scatter", dtypes=NUMBERS, mixed=True)
-def masked_scatter(x: ms.Tensor, mask: ms.Tensor, source: ms.Tensor) -> Any:
-    if mask.dtype != ms.bool_ or mask.shape != x.shape or source.dtype != x.dtype or not x.shape:
-        return NotImplemented
-    positions = _selected(mask)
-    if positions is None:
-        return x
-    count = positions.shape[0]
-    if prod(source.shape) < count:
-        return NotImplemented  # torch's own error
-    updates = source.view(-1)[:count]
-    return ops.TensorScatterUpdate()(x.view(-1), positions.view(-1, 1), updates).view(x.shape)
-
-
-@lowering("aten::index_add", dtypes=NUMBERS, mixed=True)
 def index_add(x: ms.Tensor, dim: int, index: ms.Tensor, source: ms.Tensor, alpha: float) -> Any:
     """Over the first dimension, as MoE layers add up what experts return; others run on the host."""
     if len(x.shape) < 2 or dim % len(x.shape) or len(index.shape) != 1 or source.dtype != x.dtype:
@@ -206,3 +329,16 @@ def index_add(x: ms.Tensor, dim: int, index: ms.Tensor, source: ms.Tensor, alpha
         return NotImplemented
     source = source if alpha == 1 else ag.mul(source, alpha)
     return ops.TensorScatterAdd()(x, index.view(-1, 1), source)
+
+
+def ascend_index_add(x: ms.Tensor, dim: int, index: ms.Tensor, source: ms.Tensor, alpha: float) -> Any:
+    return mint.index_add(x, dim, index, source, alpha=alpha) if x.shape else NotImplemented
+
+
+row(
+    "aten::index_add",
+    lambda s: s.x.index_add(0, s.i[:, 0], s.y),
+    cpu=Kernel(index_add, NUMBERS),
+    ascend=Kernel(ascend_index_add, ASCEND_NUMBERS),
+    mixed=True,
+)

@@ -1,8 +1,8 @@
-"""Elementwise arithmetic, comparison and selection.
+"""Elementwise arithmetic, comparison, rounding and logic.
 
 Broadcasting is the MindSpore kernels' own; type promotion happens before (`promotes`). Scalars of the schema
-are Python numbers. Kernels that round worse than torch's are in the table for strict mode and listed in
-:mod:`.fences`, which keeps them out of route auto.
+are Python numbers. Where route auto never takes a kernel of MindSpore's CPU backend that rounds worse than
+torch's, route strict does.
 """
 
 from __future__ import annotations
@@ -10,102 +10,231 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mindspeed_ms.ops.names import ag, mint, ms, ops
-from mindspeed_ms.ops.registry import ALL, BOOL, FLOATS, INTS, declare, lowering
+from mindspeed_ms.kernels import aten
+from mindspeed_ms.ops import ascend_numbers, csrc_forms
+from mindspeed_ms.ops.ascend_numbers import filled
+from mindspeed_ms.ops.names import ag, mint, ms, ops, prim
+from mindspeed_ms.ops.registry import (
+    ALL,
+    ASCEND_ALL,
+    ASCEND_FLOATS,
+    ASCEND_NUMBERS,
+    BOOL,
+    FLOATS,
+    NUMBERS,
+    Fence,
+    Kernel,
+    row,
+)
 
-NUMBERS = FLOATS + INTS
+F16, F32 = (torch.float16,), (torch.float32,)
 
-_real_div, _select, _zeros_like = ag.RealDiv(), ag.Select(), ag.ZerosLike()
 _not, _and, _or = ag.LogicalNot(), ag.LogicalAnd(), ag.LogicalOr()
-_full_like = ops.full_like
+_real_div = ag.RealDiv()
 
-UNARY: dict[str, tuple[Any, tuple[torch.dtype, ...]]] = {
-    "abs": (ag.abs, NUMBERS),
-    "ceil": (ag.ceil, FLOATS),
-    "cos": (ag.cos, FLOATS),
-    "erf": (ag.erf, FLOATS),
-    "exp": (ag.exp, FLOATS),
-    "expm1": (ag.expm1, FLOATS),
-    "floor": (ag.floor, FLOATS),
-    "isfinite": (ag.isfinite, FLOATS),
-    "isinf": (ops.isinf, FLOATS),
-    "isnan": (ops.isnan, FLOATS),
-    "log": (ag.log, FLOATS),
-    "log1p": (ag.log1p, FLOATS),
-    "logical_not": (_not, BOOL),
-    "neg": (ag.neg, NUMBERS),
-    "reciprocal": (ops.reciprocal, FLOATS),
-    "relu": (ag.relu, NUMBERS),
-    "round": (ops.round, FLOATS),
-    "rsqrt": (ag.rsqrt, FLOATS),
-    "sigmoid": (ag.sigmoid, FLOATS),
-    "sign": (ag.sign, NUMBERS),
-    "silu": (ag.silu, FLOATS),
-    "sin": (ag.sin, FLOATS),
-    "sqrt": (ag.sqrt, FLOATS),
-    "tanh": (ag.tanh, FLOATS),
-    "trunc": (ag.trunc, FLOATS),
-}
-"""Functional operator without overloads -> MindSpore operator, dtypes."""
-
-COMPARISONS: dict[str, Any] = {
-    "eq": ag.equal,
-    "ge": ag.greater_equal,
-    "gt": ag.greater,
-    "le": ag.less_equal,
-    "lt": ag.less,
-    "ne": ag.not_equal,
-}
-
-BINARY: dict[str, tuple[Any, tuple[torch.dtype, ...]]] = {
-    "bitwise_and.Tensor": (_and, BOOL),
-    "bitwise_or.Tensor": (_or, BOOL),
-    "logical_and": (_and, BOOL),
-    "logical_or": (_or, BOOL),
-    "div.Tensor": (_real_div, FLOATS),
-    "maximum": (ag.maximum, NUMBERS),
-    "minimum": (ag.minimum, NUMBERS),
-    "mul.Tensor": (ag.mul, ALL),
-    "pow.Tensor_Tensor": (ag.pow, FLOATS),
-}
-"""Operators whose schema is (self, other)."""
-
-for _name, (_function, _dtypes) in UNARY.items():
-    declare(f"aten::{_name}", _function, _dtypes)
-for _name, (_function, _dtypes) in BINARY.items():
-    declare(f"aten::{_name}", _function, _dtypes, promotes=True)
-for _name, _function in COMPARISONS.items():
-    for _overload in ("Tensor", "Scalar"):
-        declare(
-            f"aten::{_name}.{_overload}", _function, ALL if _name in ("eq", "ne") else NUMBERS, promotes=True
-        )
-
-declare("aten::bitwise_not", _not, BOOL)
+# ---- one tensor
 
 
-@lowering("aten::add.Tensor", dtypes=NUMBERS, promotes=True)
+def _unary(
+    name: str, function: Any, fence: Fence | None = None, *, ascend: Any = None, csrc: bool = False
+) -> None:
+    row(
+        f"aten::{name}",
+        lambda s: getattr(torch, name)(s.p),
+        cpu=Kernel(function, FLOATS, (fence,) if fence else ()),
+        ascend=Kernel(ascend or function, ASCEND_FLOATS),
+        csrc=csrc_forms.unary(name) if csrc else None,
+    )
+
+
+_unary("ceil", ag.ceil)
+_unary("cos", ag.cos)
+_unary("erf", ag.erf)
+_unary("exp", ag.exp, Fence("40 units in the last place", F32, 5e-6), csrc=True)
+_unary("expm1", ag.expm1, Fence("near zero: computed as exp(x) - 1", F32, 2e-3))
+_unary("floor", ag.floor)
+_unary("isfinite", ag.isfinite)
+_unary("isinf", ops.isinf, ascend=mint.isinf)
+_unary("isnan", ops.isnan, ascend=lambda x: mint.not_equal(x, x))
+_unary("log", ag.log, Fence("next to one", F32, 3e-3))
+_unary("log1p", ag.log1p)
+_unary("reciprocal", ops.reciprocal, ascend=mint.reciprocal, csrc=True)
+_unary("round", ops.round, ascend=mint.round)
+_unary("rsqrt", ag.rsqrt, csrc=True)
+_unary("sigmoid", ag.sigmoid, Fence("uses the imprecise exp", F32, 2.4e-6), csrc=True)
+_unary("sin", ag.sin)
+_unary("sqrt", ag.sqrt, csrc=True)
+_unary("tanh", ag.tanh, Fence("clamps its argument near +-5", F32 + F16, 1e-4), csrc=True)
+_unary("trunc", ag.trunc)
+
+for _name, _function, _csrc in (
+    ("abs", ag.abs, True),
+    ("neg", ag.neg, True),
+    ("relu", ag.relu, True),
+    ("sign", ag.sign, False),
+):
+    row(
+        f"aten::{_name}",
+        lambda s, name=_name: getattr(torch, name)(s.x),
+        cpu=Kernel(_function, NUMBERS),
+        csrc=csrc_forms.unary(_name) if _csrc else None,
+    )
+
+# ---- two
+
+
+def _comparison(name: str, cpu: Any, ascend: Any, number: bool, bools: bool = False) -> None:
+    kernels = {
+        "cpu": Kernel(cpu, ALL if bools else NUMBERS),
+        "ascend": Kernel(
+            ascend_numbers.binary(ascend, number=number), ASCEND_ALL if bools else ASCEND_NUMBERS
+        ),
+    }
+    row(f"aten::{name}.Tensor", lambda s: getattr(torch, name)(s.x, s.p), **kernels, promotes=True)
+    row(f"aten::{name}.Scalar", lambda s: getattr(torch, name)(s.x, True), **kernels, promotes=True)
+
+
+_comparison("eq", ag.equal, mint.eq, number=True, bools=True)
+_comparison("ge", ag.greater_equal, mint.ge, number=True)
+_comparison("gt", ag.greater, mint.gt, number=False)
+_comparison("le", ag.less_equal, mint.le, number=False)
+_comparison("lt", ag.less, mint.lt, number=True)
+_comparison("ne", ag.not_equal, mint.ne, number=False, bools=True)
+
+for _name, _function, _ascend in (
+    ("bitwise_and.Tensor", _and, None),
+    ("bitwise_or.Tensor", _or, None),
+    ("logical_and", _and, mint.logical_and),
+    ("logical_or", _or, mint.logical_or),
+):
+    row(
+        f"aten::{_name}",
+        lambda s, name=_name: getattr(torch, name.partition(".")[0])(s.x, s.y),
+        cpu=Kernel(_function, BOOL),
+        ascend=Kernel(_ascend, ASCEND_ALL) if _ascend else None,
+        promotes=True,
+    )
+row(
+    "aten::logical_not",
+    lambda s: torch.logical_not(s.x),
+    cpu=Kernel(_not, BOOL),
+    ascend=Kernel(mint.logical_not, ASCEND_ALL),
+)
+row("aten::bitwise_not", lambda s: torch.bitwise_not(s.x), cpu=Kernel(_not, BOOL))
+
+
 def add(x: Any, y: Any, alpha: float) -> Any:
     return ag.add(x, y if alpha == 1 else ag.mul(y, alpha))
 
 
-@lowering("aten::sub.Tensor", dtypes=NUMBERS, promotes=True)
+def ascend_add(x: Any, y: Any, alpha: float) -> Any:
+    return mint.add(x if isinstance(x, ms.Tensor) else filled(x, y), y, alpha=alpha)
+
+
+row(
+    "aten::add.Tensor",
+    lambda s: torch.add(s.x, s.p),
+    cpu=Kernel(add, NUMBERS),
+    ascend=Kernel(ascend_add, ASCEND_NUMBERS),
+    csrc=csrc_forms.binary("add"),
+    promotes=True,
+)
+
+
 def sub(x: Any, y: Any, alpha: float) -> Any:
     return ag.sub(x, y if alpha == 1 else ag.mul(y, alpha))
 
 
-@lowering("aten::pow.Tensor_Scalar", dtypes=FLOATS, promotes=True)
+def ascend_sub(x: Any, y: Any, alpha: float) -> Any:
+    return mint.sub(x if isinstance(x, ms.Tensor) else filled(x, y), y, alpha=alpha)
+
+
+row(
+    "aten::sub.Tensor",
+    lambda s: torch.sub(s.x, s.p),
+    cpu=Kernel(sub, NUMBERS),
+    ascend=Kernel(ascend_sub, ASCEND_NUMBERS),
+    csrc=csrc_forms.binary("sub"),
+    promotes=True,
+)
+
+
+def ascend_mul(x: Any, y: Any) -> Any:
+    return mint.mul(x, y) if isinstance(x, ms.Tensor) else mint.mul(y, x)
+
+
+row(
+    "aten::mul.Tensor",
+    lambda s: torch.mul(s.x, s.p),
+    cpu=Kernel(ag.mul, ALL),
+    ascend=Kernel(ascend_mul, ASCEND_ALL),
+    csrc=csrc_forms.binary("mul"),
+    promotes=True,
+)
+row(
+    "aten::div.Tensor",
+    lambda s: torch.div(s.x, s.p),
+    cpu=Kernel(_real_div, FLOATS),
+    ascend=Kernel(ascend_numbers.binary(mint.div, number=True), ASCEND_FLOATS),
+    csrc=csrc_forms.binary("div"),
+    promotes=True,
+)
+for _name, _cpu, _ascend in (
+    ("maximum", ag.maximum, mint.maximum),
+    ("minimum", ag.minimum, mint.minimum),
+):
+    row(
+        f"aten::{_name}",
+        lambda s, name=_name: getattr(torch, name)(s.x, s.y),
+        cpu=Kernel(_cpu, NUMBERS),
+        ascend=Kernel(ascend_numbers.binary(_ascend), ASCEND_NUMBERS),
+        promotes=True,
+    )
+row(
+    "aten::pow.Tensor_Tensor",
+    lambda s: s.p.pow(s.y),
+    cpu=Kernel(ag.pow, FLOATS),
+    ascend=Kernel(mint.pow, ASCEND_FLOATS),
+    promotes=True,
+)
+
+
 def power(x: ms.Tensor, exponent: float) -> ms.Tensor:
     if exponent == 2:
         return ag.square(x)
     return ag.sqrt(x) if exponent == 0.5 else ag.pow(x, exponent)
 
 
-@lowering("aten::pow.Scalar", dtypes=FLOATS, key_arg=1)
+def ascend_power_of_tensor(x: ms.Tensor, exponent: float) -> Any:
+    if exponent == 2:
+        return mint.square(x)
+    return mint.sqrt(x) if exponent == 0.5 else mint.pow(x, exponent)
+
+
+row(
+    "aten::pow.Tensor_Scalar",
+    lambda s: s.p.pow(1.5),
+    cpu=Kernel(power, FLOATS),
+    ascend=Kernel(ascend_power_of_tensor, ASCEND_FLOATS),
+    promotes=True,
+)
+
+
 def power_of_number(base: float, exponent: ms.Tensor) -> ms.Tensor:
     return ag.pow(base, exponent)
 
 
-@lowering("aten::clamp", dtypes=NUMBERS, promotes=True)
+row(
+    "aten::pow.Scalar",
+    lambda s: torch.pow(1.5, s.y),
+    cpu=Kernel(power_of_number, FLOATS),
+    ascend=Kernel(mint.pow, ASCEND_FLOATS),
+    key_arg=1,
+)
+
+# ---- bounds
+
+
 def clamp(x: ms.Tensor, low: float | None, high: float | None) -> Any:
     # A NaN bound makes everything NaN in torch; MindSpore's maximum ignores it.
     if any(bound is not None and bound != bound for bound in (low, high)) or low is high is None:
@@ -114,50 +243,101 @@ def clamp(x: ms.Tensor, low: float | None, high: float | None) -> Any:
     return x if high is None else ag.minimum(x, high)
 
 
-@lowering("aten::clamp_min", dtypes=NUMBERS, promotes=True)
+def ascend_clamp(x: ms.Tensor, low: float | None, high: float | None) -> Any:
+    # A NaN bound makes everything NaN in torch.
+    if any(bound is not None and bound != bound for bound in (low, high)) or low is high is None:
+        return NotImplemented
+    return mint.clamp(x, low, high)
+
+
+row(
+    "aten::clamp",
+    lambda s: s.x.clamp(-1, 1),
+    cpu=Kernel(clamp, NUMBERS),
+    ascend=Kernel(ascend_clamp, ASCEND_NUMBERS),
+    promotes=True,
+)
+
+
 def clamp_min(x: ms.Tensor, low: float) -> Any:
     return clamp(x, low, None)
 
 
-@lowering("aten::clamp_max", dtypes=NUMBERS, promotes=True)
+def ascend_clamp_min(x: ms.Tensor, low: float) -> Any:
+    return ascend_clamp(x, low, None)
+
+
+row(
+    "aten::clamp_min",
+    lambda s: s.x.clamp_min(0),
+    cpu=Kernel(clamp_min, NUMBERS),
+    ascend=Kernel(ascend_clamp_min, ASCEND_NUMBERS),
+    promotes=True,
+)
+
+
 def clamp_max(x: ms.Tensor, high: float) -> Any:
     return clamp(x, None, high)
 
 
-@lowering("aten::where.self", dtypes=ALL, key_arg=1, promotes=True)
-def where(condition: ms.Tensor, x: Any, y: Any) -> Any:
-    if condition.dtype != ms.bool_:
-        return NotImplemented
-    return _select(condition, x, y)
+def ascend_clamp_max(x: ms.Tensor, high: float) -> Any:
+    return ascend_clamp(x, None, high)
 
 
-@lowering("aten::masked_fill.Scalar", "aten::masked_fill.Tensor", dtypes=ALL, mixed=True)
-def masked_fill(x: ms.Tensor, mask: ms.Tensor, value: Any) -> Any:
-    if mask.dtype != ms.bool_:
-        return NotImplemented
-    return _select(mask, cast_number(value, x), x)
+row(
+    "aten::clamp_max",
+    lambda s: s.x.clamp_max(0),
+    cpu=Kernel(clamp_max, NUMBERS),
+    ascend=Kernel(ascend_clamp_max, ASCEND_NUMBERS),
+    promotes=True,
+)
 
 
-def cast_number(value: Any, like: ms.Tensor) -> Any:
-    """A number, or 0-dim tensor, for use beside `like` without changing its dtype."""
-    if isinstance(value, ms.Tensor):
-        return ag.Cast()(value, like.dtype)
-    return ms.Tensor(value, like.dtype)
+def isclose(x: ms.Tensor, y: ms.Tensor, rtol: float, atol: float, equal_nan: bool) -> Any:
+    return mint.isclose(x, y, rtol, atol, equal_nan)
 
 
-@lowering("aten::addcmul", dtypes=FLOATS)
+row("aten::isclose", lambda s: torch.isclose(s.x, s.y, atol=0.5), cpu=Kernel(isclose, FLOATS))
+
+# ---- three
+
+
 def addcmul(x: ms.Tensor, y: ms.Tensor, z: ms.Tensor, value: float) -> ms.Tensor:
     product = ag.mul(y, z)
     return ag.add(x, product if value == 1 else ag.mul(product, value))
 
 
-@lowering("aten::addcdiv", dtypes=FLOATS)
+def ascend_addcmul(x: ms.Tensor, y: ms.Tensor, z: ms.Tensor, value: float) -> ms.Tensor:
+    return mint.addcmul(x, y, z, value=value)
+
+
+row(
+    "aten::addcmul",
+    lambda s: torch.addcmul(s.x, s.y, s.p, value=0.5),
+    cpu=Kernel(addcmul, FLOATS),
+    ascend=Kernel(ascend_addcmul, ASCEND_FLOATS),
+    csrc=csrc_forms.of_lists(aten._foreach_addcmul_, 3),
+)
+
+
 def addcdiv(x: ms.Tensor, y: ms.Tensor, z: ms.Tensor, value: float) -> ms.Tensor:
     # The factor first, as torch's kernel rounds.
     return ag.add(x, _real_div(y if value == 1 else ag.mul(y, value), z))
 
 
-@lowering("aten::lerp.Scalar", dtypes=FLOATS)
+def ascend_addcdiv(x: ms.Tensor, y: ms.Tensor, z: ms.Tensor, value: float) -> ms.Tensor:
+    return mint.addcdiv(x, y, z, value=value)
+
+
+row(
+    "aten::addcdiv",
+    lambda s: torch.addcdiv(s.x, s.y, s.p, value=0.5),
+    cpu=Kernel(addcdiv, FLOATS),
+    ascend=Kernel(ascend_addcdiv, ASCEND_FLOATS),
+    csrc=csrc_forms.of_lists(aten._foreach_addcdiv_, 3),
+)
+
+
 def lerp(start: ms.Tensor, end: ms.Tensor, weight: float) -> ms.Tensor:
     step = ag.sub(end, start)
     # torch's two formulas: exact at both ends.
@@ -166,42 +346,14 @@ def lerp(start: ms.Tensor, end: ms.Tensor, weight: float) -> ms.Tensor:
     return ag.sub(end, ag.mul(step, 1 - weight))
 
 
-@lowering("aten::sigmoid_backward", dtypes=FLOATS)
-def sigmoid_backward(grad: ms.Tensor, output: ms.Tensor) -> ms.Tensor:
-    return ag.mul(grad, ag.mul(ag.sub(1, output), output))
+def ascend_lerp(start: ms.Tensor, end: ms.Tensor, weight: float) -> ms.Tensor:
+    return prim.lerp_scalar_op(start, end, weight)
 
 
-@lowering("aten::tanh_backward", dtypes=FLOATS)
-def tanh_backward(grad: ms.Tensor, output: ms.Tensor) -> ms.Tensor:
-    return ag.mul(grad, ag.sub(1, ag.square(output)))
-
-
-@lowering("aten::silu_backward", dtypes=FLOATS)
-def silu_backward(grad: ms.Tensor, x: ms.Tensor) -> ms.Tensor:
-    s = ag.sigmoid(x)
-    return ag.mul(ag.mul(grad, s), ag.add(ag.mul(x, ag.sub(1, s)), 1))
-
-
-@lowering("aten::threshold_backward", dtypes=FLOATS)
-def threshold_backward(grad: ms.Tensor, x: ms.Tensor, threshold: float) -> ms.Tensor:
-    return _select(ag.greater(x, threshold), grad, _zeros_like(grad))
-
-
-@lowering("aten::isclose", dtypes=FLOATS)
-def isclose(x: ms.Tensor, y: ms.Tensor, rtol: float, atol: float, equal_nan: bool) -> Any:
-    return mint.isclose(x, y, rtol, atol, equal_nan)
-
-
-@lowering("aten::zero", dtypes=ALL)
-def zero(x: ms.Tensor) -> ms.Tensor:
-    return _zeros_like(x)
-
-
-@lowering("aten::fill.Scalar", dtypes=ALL)
-def fill(x: ms.Tensor, value: float) -> ms.Tensor:
-    return _full_like(x, value)
-
-
-@lowering("aten::native_dropout_backward", dtypes=FLOATS, mixed=True)
-def native_dropout_backward(grad: ms.Tensor, mask: ms.Tensor, scale: float) -> ms.Tensor:
-    return ag.mul(ag.mul(grad, ag.Cast()(mask, grad.dtype)), scale)
+row(
+    "aten::lerp.Scalar",
+    lambda s: torch.lerp(s.x, s.y, 0.1),
+    cpu=Kernel(lerp, FLOATS),
+    ascend=Kernel(ascend_lerp, ASCEND_FLOATS),
+    csrc=csrc_forms.of_lists(aten._foreach_lerp_, 2),
+)

@@ -7,11 +7,23 @@ from functools import cache
 from typing import Any
 
 import torch
+from mindspeed_ms.kernels import aten
+from mindspeed_ms.ops import csrc_forms
 from mindspeed_ms.ops.dtypes import cast, is_integral
-from mindspeed_ms.ops.names import ag, mint, ms, ops
-from mindspeed_ms.ops.registry import ALL, BOOL, FLOATS, INTS, lowering
+from mindspeed_ms.ops.names import ag, mint, ms
+from mindspeed_ms.ops.registry import (
+    ALL,
+    ASCEND_ALL,
+    ASCEND_NUMBERS,
+    BOOL,
+    F32,
+    FLOATS,
+    NUMBERS,
+    Kernel,
+    row,
+)
 
-NUMBERS = FLOATS + INTS
+Tensor = torch.Tensor
 
 _cumsum = ag.CumSum()
 _all, _any = ag.ReduceAll, ag.ReduceAny
@@ -27,7 +39,9 @@ def _reduce(primitive: Any, keepdim: bool) -> Any:
     return primitive(keepdim)
 
 
-@lowering("aten::sum.dim_IntList", dtypes=ALL)
+# ---- sums and means
+
+
 def sum_dim(x: ms.Tensor, dim: Sequence[int] | None, keepdim: bool, dtype: torch.dtype | None) -> ms.Tensor:
     axes = _axes(x, dim)
     x = cast(x, dtype if dtype is not None else torch.int64 if is_integral(x) else None)
@@ -37,91 +51,62 @@ def sum_dim(x: ms.Tensor, dim: Sequence[int] | None, keepdim: bool, dtype: torch
     return ag.sum_ext(x, axes, keepdim, None)
 
 
-@lowering("aten::sum", dtypes=ALL)
+row(
+    "aten::sum.dim_IntList",
+    lambda s: s.p.sum(-1),
+    cpu=Kernel(sum_dim, ALL),
+    csrc=csrc_forms.some_dims(aten.sum),
+)
+
+
 def sum_all(x: ms.Tensor, dtype: torch.dtype | None) -> ms.Tensor:
     return sum_dim(x, None, False, dtype)
 
 
-@lowering("aten::mean.dim", dtypes=FLOATS)
+row("aten::sum", lambda s: s.p.sum(), cpu=Kernel(sum_all, ALL), csrc=csrc_forms.all_dims(aten.sum))
+
+
 def mean_dim(x: ms.Tensor, dim: Sequence[int] | None, keepdim: bool, dtype: torch.dtype | None) -> Any:
     if dtype is not None and not dtype.is_floating_point:
         return NotImplemented
     return ag.mean_ext(cast(x, dtype), _axes(x, dim), keepdim, None)
 
 
-@lowering("aten::mean", dtypes=FLOATS)
+row(
+    "aten::mean.dim",
+    lambda s: s.p.mean(-1),
+    cpu=Kernel(mean_dim, FLOATS),
+    csrc=csrc_forms.some_dims(aten.mean),
+)
+
+
 def mean_all(x: ms.Tensor, dtype: torch.dtype | None) -> Any:
     return mean_dim(x, None, False, dtype)
 
 
-@lowering("aten::amax", dtypes=NUMBERS)
-def amax(x: ms.Tensor, dim: Sequence[int], keepdim: bool) -> ms.Tensor:
-    return mint.amax(x, _axes(x, dim) or (), keepdim)
+row("aten::mean", lambda s: s.p.mean(), cpu=Kernel(mean_all, FLOATS), csrc=csrc_forms.all_dims(aten.mean))
 
 
-@lowering("aten::amin", dtypes=NUMBERS)
-def amin(x: ms.Tensor, dim: Sequence[int], keepdim: bool) -> ms.Tensor:
-    return mint.amin(x, _axes(x, dim) or (), keepdim)
-
-
-@lowering("aten::max", dtypes=NUMBERS)
-def max_all(x: ms.Tensor) -> ms.Tensor:
-    return mint.max(x)
-
-
-@lowering("aten::min", dtypes=NUMBERS)
-def min_all(x: ms.Tensor) -> ms.Tensor:
-    return mint.min(x)
-
-
-@lowering("aten::max.dim", dtypes=FLOATS)
-def max_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
-    return mint.max(x, dim, keepdim) if x.shape else NotImplemented
-
-
-@lowering("aten::min.dim", dtypes=FLOATS)
-def min_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
-    return mint.min(x, dim, keepdim) if x.shape else NotImplemented
-
-
-@lowering("aten::argmax", dtypes=FLOATS)
-def argmax(x: ms.Tensor, dim: int | None, keepdim: bool) -> Any:
-    if not x.shape or (dim is None and keepdim):
-        return NotImplemented
-    if dim is None:
-        return ag.Argmax(0, ms.int64)(x.view(-1))
-    index = ag.Argmax(dim, ms.int64)(x)
-    return index.expand_dims(dim) if keepdim else index
-
-
-@lowering("aten::all", dtypes=BOOL)
-def all_(x: ms.Tensor) -> ms.Tensor:
-    return _reduce(_all, False)(x)
-
-
-@lowering("aten::any", dtypes=BOOL)
-def any_(x: ms.Tensor) -> ms.Tensor:
-    return _reduce(_any, False)(x)
-
-
-@lowering("aten::all.dim", dtypes=BOOL)
-def all_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
-    return _reduce(_all, keepdim)(x, (dim,)) if x.shape else NotImplemented
-
-
-@lowering("aten::any.dim", dtypes=BOOL)
-def any_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
-    return _reduce(_any, keepdim)(x, (dim,)) if x.shape else NotImplemented
-
-
-@lowering("aten::cumsum", dtypes=NUMBERS)
 def cumsum(x: ms.Tensor, dim: int, dtype: torch.dtype | None) -> Any:
     if not x.shape:
         return NotImplemented
     return _cumsum(cast(x, dtype if dtype is not None else torch.int64 if is_integral(x) else None), dim)
 
 
-@lowering("aten::linalg_vector_norm", dtypes=FLOATS)
+def ascend_cumsum(x: ms.Tensor, dim: int, dtype: torch.dtype | None) -> Any:
+    if not x.shape:
+        return NotImplemented
+    return mint.cumsum(cast(x, dtype if dtype is not None else torch.int64 if is_integral(x) else None), dim)
+
+
+row(
+    "aten::cumsum",
+    lambda s: s.p.cumsum(-1),
+    cpu=Kernel(cumsum, NUMBERS),
+    ascend=Kernel(ascend_cumsum, ASCEND_NUMBERS),
+)
+
+
 def vector_norm(
     x: ms.Tensor, order: float, dim: Sequence[int] | None, keepdim: bool, dtype: torch.dtype | None
 ) -> Any:
@@ -135,24 +120,119 @@ def vector_norm(
     return NotImplemented
 
 
-@lowering("aten::sort", dtypes=FLOATS)
-def sort(x: ms.Tensor, dim: int, descending: bool) -> Any:
-    if not x.shape:
+def csrc_vector_norm(
+    x: Tensor, order: float, dim: Sequence[int] | None, keepdim: bool, dtype: torch.dtype | None
+) -> Any:
+    if order != 2 or dim or keepdim or dtype not in (None, x.dtype):
         return NotImplemented
-    values, indices = ops.sort(x, dim, descending)
-    return values, cast(indices, torch.int64)
+    return aten._foreach_norm([x])[0]
 
 
-@lowering("aten::topk", dtypes=FLOATS)
-def topk(x: ms.Tensor, k: int, dim: int, largest: bool, in_order: bool) -> Any:
-    if not x.shape or k > x.shape[dim] or k < 1:
-        return NotImplemented
-    values, indices = ops.topk(x, k, dim, largest, True)
-    return values, cast(indices, torch.int64)
+row(
+    "aten::linalg_vector_norm",
+    lambda s: torch.linalg.vector_norm(s.x),
+    cpu=Kernel(vector_norm, FLOATS),
+    csrc=Kernel(csrc_vector_norm, F32),
+)
+
+# ---- extrema
 
 
-@lowering("aten::bincount", dtypes=(torch.int64,))
-def bincount(x: ms.Tensor, weights: ms.Tensor | None, minlength: int) -> Any:
-    if weights is not None or len(x.shape) != 1:
-        return NotImplemented
-    return cast(ops.bincount(x, minlength=minlength), torch.int64)
+def amax(x: ms.Tensor, dim: Sequence[int], keepdim: bool) -> ms.Tensor:
+    return mint.amax(x, _axes(x, dim) or (), keepdim)
+
+
+row("aten::amax", lambda s: s.x.amax(-1), cpu=Kernel(amax, NUMBERS))
+
+
+def amin(x: ms.Tensor, dim: Sequence[int], keepdim: bool) -> ms.Tensor:
+    return mint.amin(x, _axes(x, dim) or (), keepdim)
+
+
+row("aten::amin", lambda s: s.x.amin(-1), cpu=Kernel(amin, NUMBERS))
+
+
+def max_all(x: ms.Tensor) -> ms.Tensor:
+    return mint.max(x)
+
+
+row("aten::max", lambda s: s.x.max(), cpu=Kernel(max_all, NUMBERS))
+
+
+def min_all(x: ms.Tensor) -> ms.Tensor:
+    return mint.min(x)
+
+
+row("aten::min", lambda s: s.x.min(), cpu=Kernel(min_all, NUMBERS))
+
+
+def max_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
+    return mint.max(x, dim, keepdim) if x.shape else NotImplemented
+
+
+row(
+    "aten::max.dim",
+    lambda s: s.x.max(-1).values,
+    cpu=Kernel(max_dim, FLOATS),
+    ascend=Kernel(max_dim, ASCEND_NUMBERS),
+)
+
+
+def min_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
+    return mint.min(x, dim, keepdim) if x.shape else NotImplemented
+
+
+row(
+    "aten::min.dim",
+    lambda s: s.x.min(-1).values,
+    cpu=Kernel(min_dim, FLOATS),
+    ascend=Kernel(min_dim, ASCEND_NUMBERS),
+)
+
+# ---- all, any
+
+
+def all_(x: ms.Tensor) -> ms.Tensor:
+    return _reduce(_all, False)(x)
+
+
+row("aten::all", lambda s: s.x.all(), cpu=Kernel(all_, BOOL), ascend=Kernel(mint.all, ASCEND_ALL))
+
+
+def any_(x: ms.Tensor) -> ms.Tensor:
+    return _reduce(_any, False)(x)
+
+
+row("aten::any", lambda s: s.x.any(), cpu=Kernel(any_, BOOL), ascend=Kernel(mint.any, ASCEND_ALL))
+
+
+def all_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
+    return _reduce(_all, keepdim)(x, (dim,)) if x.shape else NotImplemented
+
+
+def ascend_all_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
+    return mint.all(x, dim, keepdim) if x.shape else NotImplemented
+
+
+row(
+    "aten::all.dim",
+    lambda s: s.x.all(-1),
+    cpu=Kernel(all_dim, BOOL),
+    ascend=Kernel(ascend_all_dim, ASCEND_ALL),
+)
+
+
+def any_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
+    return _reduce(_any, keepdim)(x, (dim,)) if x.shape else NotImplemented
+
+
+def ascend_any_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
+    return mint.any(x, dim, keepdim) if x.shape else NotImplemented
+
+
+row(
+    "aten::any.dim",
+    lambda s: s.x.any(-1),
+    cpu=Kernel(any_dim, BOOL),
+    ascend=Kernel(ascend_any_dim, ASCEND_ALL),
+)

@@ -1,6 +1,9 @@
-"""The table of lowerings: which MindSpore or csrc kernel computes an aten operator, for which dtypes.
+"""The table of lowerings: one row for each aten operator that MindSpore or csrc computes.
 
-A lowering is a function of all arguments of the functional operator's schema, in order. Route mindspore lends
+A row says which kernel computes the operator on each target and in which dtypes, what is wrong with it there
+(fences), and a sample call that meets it: calibration measures it, tests hold it against float64.
+
+A kernel is a function of all arguments of the functional operator's schema, in order. Route mindspore lends
 npu tensors as ``ms.Tensor``; dtypes come as ``torch.dtype``, lists of numbers as Python lists, host scalars
 as Python numbers. It returns fresh tensors of torch's result dtype, one per return of the schema, or
 ``NotImplemented`` for arguments that it does not take, which then run on the host route. In-place and
@@ -10,86 +13,178 @@ results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mindspeed_ms import _runtime
 from mindspeed_ms.ops import schemas
 
+Dtypes = tuple[torch.dtype, ...]
+
 FLOATS = (torch.float32, torch.float16, torch.float64)
 INTS = (torch.int64, torch.int32)
 BOOL = (torch.bool,)
-ALL = FLOATS + INTS + BOOL
+NUMBERS = FLOATS + INTS
+ALL = NUMBERS + BOOL
 ASCEND_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """What Ascend computes in; it has no float64."""
+ASCEND_NUMBERS = ASCEND_FLOATS + INTS
+ASCEND_ALL = ASCEND_NUMBERS + BOOL
+NATIVE = (torch.float32, torch.bfloat16, torch.float16)
+"""What csrc's kernels compute in."""
+F32 = (torch.float32,)
+
+
+class Inputs(NamedTuple):
+    """What a sample call is made of: square matrices of one side, `x`, `y`, `p` of the row's dtype."""
+
+    x: torch.Tensor
+    """Normal; integers from 1 to 6; bools."""
+    y: torch.Tensor
+    """As `x`."""
+    p: torch.Tensor
+    """0.1 to 1.1; integers and bools as `x`."""
+    i: torch.Tensor
+    """int64, 0 to 7."""
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """bool."""
+        return self.i > 3
+
+
+def inputs(side: int, dtype: torch.dtype) -> Inputs:
+    """Inputs on the CPU; the same for the same arguments."""
+    generator = torch.Generator().manual_seed(side)
+    if dtype.is_floating_point:
+        x, y = (torch.randn(side, side, generator=generator).to(dtype) for _ in range(2))
+        p = (torch.rand(side, side, generator=generator) + 0.1).to(dtype)
+    else:
+        x, y, p = (torch.randint(1, 7, (side, side), generator=generator) for _ in range(3))
+        x, y, p = (t > 3 if dtype == torch.bool else t.to(dtype) for t in (x, y, p))
+    return Inputs(x, y, p, torch.randint(0, 8, (side, side), generator=generator))
+
+
+class Fence(NamedTuple):
+    """What is wrong with a kernel in some dtypes, in release `version` of MindSpore.
+
+    With an `error` (relative to the largest result) it is right to that, which is more than torch's: route
+    auto never takes it. Without one its results are wrong: no route does.
+    """
+
+    symptom: str
+    dtypes: Dtypes
+    error: float | None = None
+    version: str = "2.10.0"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What computes an operator: `function`, right in `dtypes` (of the deciding tensor) but for `fences`."""
+
+    function: Callable[..., Any]
+    dtypes: Dtypes
+    fences: tuple[Fence, ...] = ()
+    in_place: Callable[..., Any] | None = None
+    """csrc's: writes its first argument, which is contiguous, where it lies."""
+    widens: bool = False
+    """csrc's: reads 16-bit tensors beside a float32 one at ``key_arg`` as they are."""
+
+    @property
+    def usable(self) -> Dtypes:
+        """Dtypes in which it is not wrong."""
+        wrong = {dtype for fence in self.fences if fence.error is None for dtype in fence.dtypes}
+        return tuple(dtype for dtype in self.dtypes if dtype not in wrong)
+
+    def error(self, dtype: torch.dtype) -> float | None:
+        """How far it is off in `dtype` where that is more than rounding; None where it is exact."""
+        return max((f.error for f in self.fences if f.error and dtype in f.dtypes), default=None)
 
 
 @dataclass
-class Lowering:
-    """One functional operator's kernels; see :func:`lowering` for the fields."""
+class Row:
+    """One functional operator; see :func:`row` for the fields."""
 
     name: str
+    sample: Callable[[Inputs], Any]
     overloads: list[schemas.Overload]
-    mindspore: Callable[..., Any] | None = None
-    mindspore_dtypes: tuple[torch.dtype, ...] = ()
-    """Of MindSpore's CPU backend."""
-    ascend: Callable[..., Any] | None = None
-    """MindSpore's kernel on Ascend where that is another than on CPU (:func:`on_ascend`)."""
-    ascend_dtypes: tuple[torch.dtype, ...] | None = None
-    """By default those of CPU without float64, and with bfloat16 where there are floating types."""
-    csrc: Callable[..., Any] | None = None
-    csrc_dtypes: tuple[torch.dtype, ...] = ()
-    csrc_in_place: Callable[..., Any] | None = None
-    """Writes its first argument, which is contiguous, where it lies."""
-    csrc_widens: bool = False
-    """Its csrc kernels read 16-bit tensors beside a float32 one at ``key_arg`` as they are."""
-    key_arg: int = 0
-    mixed: bool = False
-    promotes: bool = False
-    strided: bool = False
+    cpu: Kernel | None
+    ascend: Kernel | None
+    csrc: Kernel | None
+    key_arg: int
+    mixed: bool
+    promotes: bool
+    strided: bool
     handle: Any = field(default=None, repr=False)
     """The registered ``_runtime.Lowering``, None before :func:`register_all`."""
 
-    def of_target(self) -> tuple[Callable[..., Any] | None, tuple[torch.dtype, ...]]:
-        """MindSpore's kernel on this process's target, and its dtypes."""
-        if not _runtime.on_ascend():
-            return self.mindspore, self.mindspore_dtypes
-        dtypes = self.ascend_dtypes
-        if dtypes is None:
-            floats = any(d.is_floating_point for d in self.mindspore_dtypes)
-            rest = (d for d in self.mindspore_dtypes if d not in (torch.float64, *ASCEND_FLOATS))
-            dtypes = (*(ASCEND_FLOATS if floats else ()), *rest)
-        return self.ascend or self.mindspore, dtypes
+    @property
+    def mindspore(self) -> Kernel | None:
+        """MindSpore's kernel on this process's target."""
+        return self.ascend if _runtime.on_ascend() else self.cpu
+
+    def kernels(self) -> dict[str, Kernel]:
+        """Route -> kernel on this process's target; csrc's take addresses, which Ascend's memory has not."""
+        offers = {"mindspore": self.mindspore, "csrc": None if _runtime.opaque_memory() else self.csrc}
+        return {route: kernel for route, kernel in offers.items() if kernel is not None}
 
     def routes(self, dtype: torch.dtype) -> tuple[str, ...]:
         """Routes that may take a call of this dtype; host always may."""
-        has = (("mindspore", self.of_target()[1]), ("csrc", self.csrc_dtypes), ("host", (dtype,)))
-        return tuple(route for route, dtypes in has if dtype in dtypes)
+        return (*(route for route, kernel in self.kernels().items() if dtype in kernel.usable), "host")
 
 
 NOT_DIFFERENTIABLE = frozenset(("aten::isfinite", "aten::isclose"))
 """Composites that may be lowered whole, because their results are bool."""
 
-table: dict[str, Lowering] = {}
-"""Functional operator (``aten::add.Tensor``) -> its lowering."""
+table: dict[str, Row] = {}
+"""Functional operator (``aten::add.Tensor``) -> its row."""
 
 
-def declare(name: str, function: Callable[..., Any], dtypes: Iterable[torch.dtype], **options: Any) -> None:
-    """Enters `function` as the MindSpore kernel of operator `name`; `options` as for :func:`lowering`.
+def row(
+    name: str,
+    sample: Callable[[Inputs], Any],
+    *,
+    cpu: Kernel | None = None,
+    ascend: Kernel | None = None,
+    csrc: Kernel | None = None,
+    key_arg: int = 0,
+    mixed: bool = False,
+    promotes: bool = False,
+    strided: bool = False,
+) -> None:
+    """Enters the row of functional operator `name`.
+
+    Args:
+        sample: a call that meets the operator.
+        cpu: MindSpore's kernel on the CPU target.
+        ascend: its kernel on Ascend; by default that of `cpu`, in its dtypes without float64, and with
+            bfloat16 where there are floating ones.
+        csrc: ours, for memory that the CPU reads.
+        key_arg: index of the tensor argument whose dtype decides.
+        mixed: other tensor arguments may have other dtypes (indices, masks).
+        promotes: tensors from `key_arg` on are cast to torch's common dtype first, which is then the deciding
+            one.
+        strided: MindSpore's kernel reads transposed views as they are; others are lent contiguous tensors.
 
     Raises:
         LookupError: torch has no such functional operator.
-        ValueError: it has a lowering already, or a lowering would lose its gradient.
+        ValueError: it has a row already, or a lowering would lose its gradient.
     """
     if name in table:
         raise ValueError(f"{name} has two lowerings; remove one.")
     if name not in NOT_DIFFERENTIABLE and _differentiated_by_parts(name):
         raise ValueError(f"{name} gets its gradient from the operators it is composed of; lower those.")
-    table[name] = Lowering(
-        name, schemas.overloads(name), mindspore=function, mindspore_dtypes=tuple(dtypes), **options
-    )
+    if ascend is None and cpu is not None:
+        ascend = Kernel(cpu.function, _on_ascend(cpu.dtypes))
+    options = (key_arg, mixed, promotes, strided)
+    table[name] = Row(name, sample, schemas.overloads(name), cpu, ascend, csrc, *options)
+
+
+def _on_ascend(dtypes: Dtypes) -> Dtypes:
+    floats = ASCEND_FLOATS if any(d.is_floating_point for d in dtypes) else ()
+    return (*floats, *(d for d in dtypes if not d.is_floating_point))
 
 
 def _differentiated_by_parts(name: str) -> bool:
@@ -97,66 +192,24 @@ def _differentiated_by_parts(name: str) -> bool:
     return has_kernel(name, "CompositeImplicitAutograd") and not has_kernel(name, "Autograd")
 
 
-def lowering(*names: str, dtypes: Iterable[torch.dtype], **options: Any) -> Callable[[Callable], Callable]:
-    """Decorator: the function is the MindSpore kernel of the functional aten operators `names`.
-
-    Args:
-        dtypes: of the deciding tensor, for which MindSpore's kernel is right.
-        key_arg: index of the deciding tensor argument (default 0).
-        mixed: other tensor arguments may have other dtypes (indices, masks).
-        promotes: tensors from `key_arg` on are cast to torch's common dtype first, which is then the deciding
-            one.
-        strided: the kernel reads transposed views as they are; others are lent contiguous tensors.
-    """
-
-    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
-        for name in names:
-            declare(name, function, dtypes, **options)
-        return function
-
-    return enter
-
-
-def on_ascend(
-    *names: str, dtypes: Iterable[torch.dtype] = ASCEND_FLOATS, **options: Any
-) -> Callable[[Callable], Callable]:
-    """Decorator: the function is MindSpore's kernel of `names` on Ascend; on CPU there is another, or none.
-
-    Args:
-        dtypes: of the deciding tensor.
-        options: as for :func:`lowering`, where CPU has no kernel; else they are those of its row.
-    """
-
-    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
-        for name in names:
-            if name not in table:
-                table[name] = Lowering(name, schemas.overloads(name), **options)
-            table[name].ascend, table[name].ascend_dtypes = function, tuple(dtypes)
-        return function
-
-    return enter
-
-
 def register_all() -> None:
     """Registers the table with torch's dispatcher. Once per process."""
     for entry in table.values():
-        mindspore, dtypes = entry.of_target()
-        if mindspore is None and entry.csrc is None:
-            continue  # a kernel of the other target
-        if mindspore is None and _runtime.opaque_memory():
-            continue  # csrc kernels take addresses; torch's composite, or what copies on the device, runs
+        mindspore, csrc = entry.mindspore, entry.csrc
+        if mindspore is None and "csrc" not in entry.kernels():
+            continue  # a kernel of the other target; torch's composite, or what copies on the device, runs
         entry.handle = _runtime.Lowering(
             entry.name,
-            mindspore=mindspore,
-            mindspore_dtypes=dtypes,
-            csrc=entry.csrc,
-            csrc_dtypes=entry.csrc_dtypes,
+            mindspore=mindspore.function if mindspore else None,
+            mindspore_dtypes=mindspore.usable if mindspore else (),
+            csrc=csrc.function if csrc else None,
+            csrc_dtypes=csrc.usable if csrc else (),
             key_arg=entry.key_arg,
             mixed=entry.mixed,
             promotes=entry.promotes,
             strided=entry.strided,
-            csrc_in_place=entry.csrc_in_place,
-            csrc_widens=entry.csrc_widens,
+            csrc_in_place=csrc.in_place if csrc else None,
+            csrc_widens=csrc.widens if csrc else False,
         )
         for overload in entry.overloads:
             _runtime.register_lowering(overload.name, entry.handle, overload.form)

@@ -12,6 +12,7 @@ SUITES = (
     "tests/unit/test_kernels_norm.py",
     "tests/unit/test_kernels_operators.py",
     "tests/unit/test_lowerings.py",
+    "tests/unit/test_lowerings_rows.py",
 )
 
 

@@ -22,12 +22,12 @@ OPERATORS = {name: entry for name, entry in registry.table.items() if entry.csrc
 def csrc_first() -> Iterator[None]:
     """Route auto with csrc wherever it has a kernel, for every dtype of it."""
     for entry in OPERATORS.values():
-        for dtype in entry.csrc_dtypes:
+        for dtype in entry.csrc.usable:
             entry.handle.set_auto(dtype, "csrc", "csrc", 0)
     coverage.reset()
     yield
     for entry in OPERATORS.values():
-        for dtype in entry.csrc_dtypes:
+        for dtype in entry.csrc.usable:
             entry.handle.set_auto(dtype, "host", "host", 0)
     auto.apply(registry.table)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from mindspeed_ms import _runtime
 from mindspeed_ms.config import settings
-from mindspeed_ms.ops import auto, calibrate, fences, registry, schemas
+from mindspeed_ms.ops import auto, calibrate, registry, schemas
 from mindspeed_ms.ops.schemas import Form
 
 _runtime.ensure_initialized()  # fills the table
@@ -46,35 +47,41 @@ def test_an_operator_that_is_not_functional_fails(name: str) -> None:
 
 def test_a_second_lowering_fails() -> None:
     with pytest.raises(ValueError, match="two lowerings"):
-        registry.declare("aten::mm", lambda a, b: a, registry.FLOATS)
+        registry.row("aten::mm", lambda s: s.x @ s.y)
 
 
 def test_every_in_place_and_out_form_is_registered() -> None:
     for entry in registry.table.values():
-        if not (entry.of_target()[0] or entry.csrc):
+        if not entry.kernels():
             continue  # a kernel of the other target
         for overload in entry.overloads:
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{overload.name}", "PrivateUse1")
 
 
-def test_a_fence_without_lowering_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fences.OUT, "aten::no_such_operator", fences.Fence("k", (torch.float32,), "wrong"))
-    with pytest.raises(LookupError, match="no_such_operator"):
-        fences.apply(registry.table)
-
-
-def test_a_fence_takes_the_dtype_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = registry.Lowering("aten::cos", schemas.overloads("aten::cos"), mindspore_dtypes=registry.FLOATS)
-    table = dict.fromkeys(fences.IMPRECISE, entry) | {"aten::cos": entry}
-    monkeypatch.setitem(fences.OUT, "aten::cos", fences.Fence("ag.cos", (torch.float16,), "wrong"))
-    fences.apply(table)
+@pytest.mark.parametrize("route", ["mindspore", "csrc"])
+def test_a_fence_takes_the_dtype_away(route: str) -> None:
+    wrong = registry.Fence("gives zeros", (torch.float16,))
+    kernel = registry.Kernel(torch.cos, registry.FLOATS, (wrong,))
+    kernels = {"cpu": kernel, "ascend": kernel, "csrc": None} if route == "mindspore" else {"csrc": kernel}
+    entry = dataclasses.replace(registry.table["aten::cos"], **{"cpu": None, "ascend": None, **kernels})
+    if route == "csrc" and _runtime.opaque_memory():
+        pytest.skip("csrc computes nothing in memory of a device")
     assert entry.routes(torch.float16) == ("host",)
-    assert entry.routes(torch.float32) == ("mindspore", "host")
+    assert entry.routes(torch.float32) == (route, "host")
+
+
+def test_an_imprecise_kernel_is_not_for_route_auto() -> None:
+    kernel = registry.Kernel(torch.cos, registry.FLOATS, (registry.Fence("off", (torch.float32,), 1e-3),))
+    assert kernel.usable == registry.FLOATS
+    assert kernel.error(torch.float32) == 1e-3
+    assert kernel.error(torch.float64) is None
 
 
 def test_every_fence_states_symptom_and_version() -> None:
-    for fence in (*fences.OUT.values(), *fences.IMPRECISE.values(), *fences.UNUSED):
-        assert fence.kernel
+    kernels = [k for entry in registry.table.values() for k in (entry.cpu, entry.ascend, entry.csrc) if k]
+    fences = [fence for kernel in kernels for fence in kernel.fences]
+    assert len(fences) >= 9
+    for fence in fences:
         assert fence.symptom
         assert fence.dtypes
         assert fence.version == "2.10.0"

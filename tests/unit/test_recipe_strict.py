@@ -21,7 +21,7 @@ def test_strict_trains_to_the_losses_of_plain_torch(
     monkeypatch.setenv("MINDSPEED_MS_COVERAGE", str(tmp_path / "coverage.json"))
     run([*flags, str(tmp_path / "strict")], plain=False).success()
     strict, plain = losses(tmp_path / "strict"), losses(tmp_path / "plain")
-    # MindSpore's exp is right to 5e-6 (fences.IMPRECISE): it is in every softmax and in the loss.
+    # MindSpore's exp is right to 5e-6 (fenced): it is in every softmax and in the loss.
     assert strict == [(iteration, pytest.approx(loss, rel=1e-5)) for iteration, loss in plain]
     rows = json.loads((tmp_path / "coverage.json").read_text())["rows"]
     assert ("aten::mm", "mindspore") in {(row["op"], row["route"]) for row in rows}
