@@ -40,14 +40,14 @@ def _binary(op: int, lefts: Tensors, rights: Tensors, ys: Tensors, alpha: float)
     lists = (lefts, rights) if len(rights) else (lefts,)
     for dtypes, group in _by_dtype(*lists):
         native().binary(
-            op,
-            [lefts[i].data_ptr() for i in group],
-            [rights[i].data_ptr() for i in group] if len(rights) else [],
-            [ys[i].data_ptr() for i in group],
-            [lefts[i].numel() for i in group],
-            alpha,
-            DTYPE_CODES[dtypes[0]],
-            DTYPE_CODES[dtypes[-1]],
+            op=op,
+            lefts=[lefts[i].data_ptr() for i in group],
+            rights=[rights[i].data_ptr() for i in group] if len(rights) else [],
+            ys=[ys[i].data_ptr() for i in group],
+            sizes=[lefts[i].numel() for i in group],
+            alpha=alpha,
+            dtype=DTYPE_CODES[dtypes[0]],
+            right_dtype=DTYPE_CODES[dtypes[-1]],
         )
     return ys
 
@@ -99,7 +99,16 @@ def _combine(op: int, x: Tensor, other: Tensor | float, alpha: float, y: Tensor)
     many, few = x.numel() // max(other.numel(), 1), other.numel()
     rows, cols = (many, few) if kind == _ONE_ROW else (few, many)
     native().binary_broadcast(
-        op, pointer(x), pointer(other), pointer(y), rows, cols, kind, alpha, dtype_code(x), dtype_code(other)
+        op=op,
+        left=pointer(x),
+        right=pointer(other),
+        y=pointer(y),
+        rows=rows,
+        cols=cols,
+        kind=kind,
+        alpha=alpha,
+        dtype=dtype_code(x),
+        right_dtype=dtype_code(other),
     )
     return y
 
@@ -208,9 +217,13 @@ def _reduce(x: Tensor, dim: Sequence[int] | int | None, keepdim: bool, mean: boo
     if kind == "all":
         native().sum_all(pointer(x), pointer(y), x.numel(), scale, code, code)
     elif kind == "last":
-        native().sum_last(pointer(x), pointer(y), outer, count, scale, code, code)
+        native().sum_last(
+            x=pointer(x), y=pointer(y), rows=outer, cols=count, scale=scale, dtype=code, out_dtype=code
+        )
     else:
-        native().sum_first(pointer(x), pointer(y), count, outer, scale, code, code)
+        native().sum_first(
+            x=pointer(x), y=pointer(y), rows=count, cols=outer, scale=scale, dtype=code, out_dtype=code
+        )
     return y
 
 
@@ -276,14 +289,14 @@ def _ternary(divide: bool, xs: Tensors, first: Tensors, second: Tensors, value: 
         if len(set(dtypes)) > 1:
             raise TypeError(f"native list operations take one dtype per position, got {dtypes}")
         native().ternary(
-            divide,
-            [xs[i].data_ptr() for i in group],
-            [first[i].data_ptr() for i in group],
-            [second[i].data_ptr() for i in group] if len(second) else [],
-            [xs[i].data_ptr() for i in group],
-            [xs[i].numel() for i in group],
-            value,
-            DTYPE_CODES[dtypes[0]],
+            divide=divide,
+            xs=[xs[i].data_ptr() for i in group],
+            firsts=[first[i].data_ptr() for i in group],
+            seconds=[second[i].data_ptr() for i in group] if len(second) else [],
+            ys=[xs[i].data_ptr() for i in group],
+            sizes=[xs[i].numel() for i in group],
+            value=value,
+            dtype=DTYPE_CODES[dtypes[0]],
         )
 
 

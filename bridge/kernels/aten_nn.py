@@ -19,14 +19,32 @@ _SILU = ACTIVATIONS["silu"]
 
 def _activate(code: int, x: Tensor) -> Tensor:
     y = torch.empty_like(x)
-    native().activation_forward(code, pointer(x), 0, pointer(y), 1, x.numel(), dtype_code(x), 0)
+    native().activation_forward(
+        activation=code,
+        x=pointer(x),
+        bias=0,
+        y=pointer(y),
+        rows=1,
+        cols=x.numel(),
+        dtype=dtype_code(x),
+        bias_dtype=0,
+    )
     return y
 
 
 def _activate_backward(code: int, grad: Tensor, x: Tensor) -> Tensor:
     dx = torch.empty_like(x)
     native().activation_backward(
-        code, pointer(grad), pointer(x), 0, pointer(dx), 0, 1, x.numel(), dtype_code(x), 0
+        activation=code,
+        dy=pointer(grad),
+        x=pointer(x),
+        bias=0,
+        dx=pointer(dx),
+        dbias=0,
+        rows=1,
+        cols=x.numel(),
+        dtype=dtype_code(x),
+        bias_dtype=0,
     )
     return dx
 
@@ -56,7 +74,20 @@ def _softmax_call(logarithm: bool, x: Tensor) -> Tensor:
     cols = x.shape[-1]
     rows = x.numel() // cols if cols else 0
     native().softmax_forward(
-        logarithm, False, pointer(x), 0, pointer(y), rows, cols, 1, 1, 0, 0, 0, 1.0, dtype_code(x)
+        logarithm=logarithm,
+        causal=False,
+        x=pointer(x),
+        mask=0,
+        y=pointer(y),
+        rows=rows,
+        cols=cols,
+        heads=1,
+        queries=1,
+        stride_batch=0,
+        stride_head=0,
+        stride_query=0,
+        scale=1.0,
+        dtype=dtype_code(x),
     )
     return y
 
@@ -66,7 +97,20 @@ def _softmax_backward_call(logarithm: bool, grad: Tensor, y: Tensor) -> Tensor:
     cols = y.shape[-1]
     rows = y.numel() // cols if cols else 0
     native().softmax_backward(
-        logarithm, pointer(grad), pointer(y), 0, pointer(dx), rows, cols, 1, 1, 0, 0, 0, 1.0, dtype_code(y)
+        logarithm=logarithm,
+        dy=pointer(grad),
+        y=pointer(y),
+        mask=0,
+        dx=pointer(dx),
+        rows=rows,
+        cols=cols,
+        heads=1,
+        queries=1,
+        stride_batch=0,
+        stride_head=0,
+        stride_query=0,
+        scale=1.0,
+        dtype=dtype_code(y),
     )
     return dx
 
@@ -114,21 +158,21 @@ def native_layer_norm(
     y = torch.empty_like(x)
     mean, rstd = (torch.empty(shape, dtype=torch.float32, device=x.device) for _ in range(2))
     native().norm_forward(
-        True,
-        pointer(x),
-        0,
-        pointer(weight),
-        pointer(bias),
-        0,
-        pointer(y),
-        pointer(mean),
-        pointer(rstd),
-        rows,
-        cols,
-        eps,
-        0.0,
-        dtype_code(x),
-        dtype_code(bias if weight is None else weight),
+        center=True,
+        x=pointer(x),
+        residual=0,
+        weight=pointer(weight),
+        bias=pointer(bias),
+        sum=0,
+        y=pointer(y),
+        mean=pointer(mean),
+        rstd=pointer(rstd),
+        rows=rows,
+        cols=cols,
+        eps=eps,
+        weight_offset=0.0,
+        dtype=dtype_code(x),
+        weight_dtype=dtype_code(bias if weight is None else weight),
     )
     return y, mean, rstd
 
@@ -151,21 +195,21 @@ def native_layer_norm_backward(
     dweight = torch.empty(tuple(normalized_shape), **like) if output_mask[1] and weight is not None else None
     dbias = torch.empty(tuple(normalized_shape), **like) if output_mask[2] and bias is not None else None
     native().norm_backward(
-        True,
-        pointer(grad),
-        pointer(x),
-        pointer(weight),
-        0,
-        pointer(mean),
-        pointer(rstd),
-        pointer(dx),
-        pointer(dweight),
-        pointer(dbias),
-        rows,
-        cols,
-        0.0,
-        dtype_code(x),
-        dtype_code(parameter),
+        center=True,
+        dy=pointer(grad),
+        x=pointer(x),
+        weight=pointer(weight),
+        dsum=0,
+        mean=pointer(mean),
+        rstd=pointer(rstd),
+        dx=pointer(dx),
+        dweight=pointer(dweight),
+        dbias=pointer(dbias),
+        rows=rows,
+        cols=cols,
+        weight_offset=0.0,
+        dtype=dtype_code(x),
+        weight_dtype=dtype_code(parameter),
     )
     return dx, dweight, dbias
 

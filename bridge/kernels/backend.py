@@ -26,10 +26,10 @@ def native() -> ModuleType:
     return _native
 
 
-def launch(kernel: str, tensor: torch.Tensor, *arguments: Any) -> Any:
+def launch(kernel: str, tensor: torch.Tensor, *arguments: Any, **named: Any) -> Any:
     """Calls a native kernel on raw arguments, counted under its name, with the dtype of `tensor`."""
     with counted(kernel, tensor):
-        return getattr(native(), kernel)(*arguments)
+        return getattr(native(), kernel)(*arguments, **named)
 
 
 def version(tensor: torch.Tensor) -> int | None:

@@ -68,17 +68,19 @@ def _csrc(x: Tensor, bias: Tensor | None, residual: Tensor, mask: Tensor | None,
     x, residual = x.contiguous(), residual.contiguous()
     bias = None if bias is None else bias.contiguous()
     y = torch.empty_like(x)
+    rows, cols = _sizes(x)
     launch(
         "dropout_add_forward",
         x,
-        pointer(x),
-        pointer(bias),
-        pointer(residual),
-        pointer(mask),
-        pointer(y),
-        *_sizes(x),
-        scale,
-        dtype_code(x),
+        x=pointer(x),
+        bias=pointer(bias),
+        residual=pointer(residual),
+        mask=pointer(mask),
+        y=pointer(y),
+        rows=rows,
+        cols=cols,
+        scale=scale,
+        dtype=dtype_code(x),
     )
     return y
 
@@ -92,20 +94,30 @@ def _csrc_backward(
     if mask is None:
         if dbias is not None:
             code = dtype_code(dy)
-            launch("sum_first", dy, pointer(dy), pointer(dbias), rows, cols, 1.0, code, code)
+            launch(
+                "sum_first",
+                dy,
+                x=pointer(dy),
+                y=pointer(dbias),
+                rows=rows,
+                cols=cols,
+                scale=1.0,
+                dtype=code,
+                out_dtype=code,
+            )
         return None, dbias
     dx = torch.empty_like(dy)
     launch(
         "dropout_backward",
         dy,
-        pointer(dy),
-        pointer(mask),
-        pointer(dx),
-        pointer(dbias),
-        rows,
-        cols,
-        scale,
-        dtype_code(dy),
+        dy=pointer(dy),
+        mask=pointer(mask),
+        dx=pointer(dx),
+        dbias=pointer(dbias),
+        rows=rows,
+        cols=cols,
+        scale=scale,
+        dtype=dtype_code(dy),
     )
     return dx, dbias
 

@@ -71,16 +71,17 @@ def _csrc_into(
     launch(
         "embedding_backward",
         rows,
-        pointer(rows),
-        pointer(ids),
-        pointer(scale),
-        pointer(out),
-        *rows.shape,
-        out.shape[0],
-        padding_idx,
-        add,
-        dtype_code(rows),
-        dtype_code(out),
+        grad=pointer(rows),
+        ids=pointer(ids),
+        row_scale=pointer(scale),
+        table=pointer(out),
+        rows=rows.shape[0],
+        cols=rows.shape[1],
+        table_rows=out.shape[0],
+        skip=padding_idx,
+        accumulate=add,
+        dtype=dtype_code(rows),
+        table_dtype=dtype_code(out),
     )
 
 

@@ -194,47 +194,61 @@ def _adam_csrc(
 ) -> None:
     eps, weight_decay, decoupled, bias_correction, maximize, grad_scale = options
     for native, columns, _ in _groups((params, grads, exp_avgs, exp_avg_sqs, copies), fp32=(0, 2, 3)):
+        p, g, m, v, c = columns
         if not native:
-            p, g, m, v, c = columns
             _adam_composite(p, g, m, v, c, step, lr, beta1, beta2, *options)
             continue
-        p, g, _, _, c = columns
         launch(
             "adam",
             p[0],
-            *(_addresses(x) for x in columns),
-            [x.numel() for x in p],
-            DTYPE_CODES[g[0].dtype],
-            DTYPE_CODES[c[0].dtype] if c else 0,
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-            1.0 - beta1**step if bias_correction else 1.0,
-            1.0 - beta2**step if bias_correction else 1.0,
-            decoupled,
-            maximize,
-            grad_scale,
+            params=_addresses(p),
+            grads=_addresses(g),
+            exp_avgs=_addresses(m),
+            exp_avg_sqs=_addresses(v),
+            copies=_addresses(c),
+            sizes=[x.numel() for x in p],
+            grad_dtype=DTYPE_CODES[g[0].dtype],
+            copy_dtype=DTYPE_CODES[c[0].dtype] if c else 0,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            correction1=1.0 - beta1**step if bias_correction else 1.0,
+            correction2=1.0 - beta2**step if bias_correction else 1.0,
+            decoupled=decoupled,
+            maximize=maximize,
+            grad_scale=grad_scale,
         )
 
 
 def _sgd_csrc(
     params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], copies: list[Tensor], *options: Any
 ) -> None:
+    lr, momentum, dampening, weight_decay, nesterov, first, maximize, grad_scale = options
     for native, columns, _ in _groups((params, grads, buffers, copies), fp32=(0, 2)):
         if not native:
             _sgd_composite(*columns, *options)
             continue
-        p, g, _, c = columns
+        p, g, b, c = columns
         launch(
             "sgd",
             p[0],
-            *(_addresses(x) for x in columns),
-            [x.numel() for x in p],
-            DTYPE_CODES[g[0].dtype],
-            DTYPE_CODES[c[0].dtype] if c else 0,
-            *options,
+            params=_addresses(p),
+            grads=_addresses(g),
+            buffers=_addresses(b),
+            copies=_addresses(c),
+            sizes=[x.numel() for x in p],
+            grad_dtype=DTYPE_CODES[g[0].dtype],
+            copy_dtype=DTYPE_CODES[c[0].dtype] if c else 0,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            first=first,
+            maximize=maximize,
+            grad_scale=grad_scale,
         )
 
 
@@ -252,13 +266,13 @@ def _scale_csrc(
             flawed = launch(
                 "scale_and_norm",
                 ins[0],
-                _addresses(ins),
-                _addresses(outs),
-                part.data_ptr() if want_norms else 0,
-                [x.numel() for x in ins],
-                DTYPE_CODES[ins[0].dtype],
-                DTYPE_CODES[outs[0].dtype] if outs else 0,
-                scale,
+                ins=_addresses(ins),
+                outs=_addresses(outs),
+                square_sums=part.data_ptr() if want_norms else 0,
+                sizes=[x.numel() for x in ins],
+                in_dtype=DTYPE_CODES[ins[0].dtype],
+                out_dtype=DTYPE_CODES[outs[0].dtype] if outs else 0,
+                scale=scale,
             )
         found |= bool(flawed)
         if want_norms:

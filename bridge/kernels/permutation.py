@@ -36,9 +36,17 @@ def permutation(routing_map: Tensor, capacity: int | None = None, count: int = -
     # Kernels are chosen by floating dtypes; what matters here is where the map lies.
     if implementation(marks.new_empty(0, dtype=torch.float32)) == "csrc":
         pair = torch.empty(2, wanted, dtype=torch.int64, device=marks.device)
-        limits = (-1 if capacity is None else capacity, wanted)
-        addresses = (pointer(marks), pointer(pair[0]), pointer(pair[1]))
-        found = launch("moe_rows", marks, *addresses, tokens, experts, *limits)
+        found = launch(
+            "moe_rows",
+            marks,
+            map=pointer(marks),
+            token_of_row=pointer(pair[0]),
+            expert_of_row=pointer(pair[1]),
+            tokens=tokens,
+            experts=experts,
+            capacity=-1 if capacity is None else capacity,
+            limit=wanted,
+        )
         rows = Rows(pair[0], pair[1])
     else:
         rows = _permutation_composite(marks, capacity, wanted)
@@ -156,8 +164,18 @@ def _gather_csrc(x: Tensor, index: Tensor, weights: Tensor | None) -> Tensor:
     x, index = x.contiguous(), index.contiguous()
     weights = None if weights is None else weights.float().contiguous()
     y = x.new_empty(index.shape[0], *x.shape[1:])
-    sizes = (index.shape[0], x[0].numel() if x.shape[0] else 0, x.shape[0])
-    launch("gather_rows", x, pointer(x), pointer(index), pointer(weights), pointer(y), *sizes, dtype_code(x))
+    launch(
+        "gather_rows",
+        x,
+        x=pointer(x),
+        index=pointer(index),
+        weight=pointer(weights),
+        y=pointer(y),
+        rows=index.shape[0],
+        cols=x[0].numel() if x.shape[0] else 0,
+        x_rows=x.shape[0],
+        dtype=dtype_code(x),
+    )
     return y
 
 
@@ -165,16 +183,36 @@ def _combine_csrc(x: Tensor, index: Tensor, weights: Tensor | None, into: int) -
     x, index = x.contiguous(), index.contiguous()
     weights = None if weights is None else weights.float().contiguous()
     y = x.new_empty(into, *x.shape[1:])
-    sizes = (index.shape[0], y[0].numel() if into else 0, into)
-    launch("combine_rows", x, pointer(x), pointer(index), pointer(weights), pointer(y), *sizes, dtype_code(x))
+    launch(
+        "combine_rows",
+        x,
+        x=pointer(x),
+        index=pointer(index),
+        weight=pointer(weights),
+        y=pointer(y),
+        rows=index.shape[0],
+        cols=y[0].numel() if into else 0,
+        y_rows=into,
+        dtype=dtype_code(x),
+    )
     return y
 
 
 def _dots_csrc(x: Tensor, dy: Tensor, index: Tensor) -> Tensor:
     x, dy, index = x.contiguous(), dy.contiguous(), index.contiguous()
     dots = torch.empty(index.shape[0], dtype=torch.float32, device=x.device)
-    addresses = (pointer(x), pointer(dy), pointer(index), pointer(dots))
-    launch("dot_rows", x, *addresses, *x.shape, dy.shape[0], dtype_code(x))
+    launch(
+        "dot_rows",
+        x,
+        a=pointer(x),
+        b=pointer(dy),
+        index=pointer(index),
+        dots=pointer(dots),
+        rows=x.shape[0],
+        cols=x.shape[1],
+        b_rows=dy.shape[0],
+        dtype=dtype_code(x),
+    )
     return dots
 
 

@@ -192,22 +192,30 @@ def _csrc(x: Tensor, cos: Tensor, sin: Tensor, layout: str, backward: bool = Fal
     cos, sin = cos.float().contiguous(), sin.float().contiguous()
     y = fake_like(x)
     if x.numel():
+        sequence, batch, heads, channels = x.shape
         launch(
             "rope",
             x,
-            LAYOUTS[layout],
-            backward,
-            pointer(x),
-            pointer(y),
-            pointer(cos),
-            pointer(sin),
-            *x.shape,
-            cos.shape[-1],
-            *x.stride()[:3],
-            *y.stride()[:3],
-            cos.stride(0),
-            cos.stride(1) if cos.shape[1] > 1 else 0,
-            dtype_code(x),
+            layout=LAYOUTS[layout],
+            backward=backward,
+            x=pointer(x),
+            y=pointer(y),
+            cos=pointer(cos),
+            sin=pointer(sin),
+            sequence=sequence,
+            batch=batch,
+            heads=heads,
+            channels=channels,
+            rotary=cos.shape[-1],
+            x_sequence=x.stride(0),
+            x_batch=x.stride(1),
+            x_head=x.stride(2),
+            y_sequence=y.stride(0),
+            y_batch=y.stride(1),
+            y_head=y.stride(2),
+            table_sequence=cos.stride(0),
+            table_batch=cos.stride(1) if cos.shape[1] > 1 else 0,
+            dtype=dtype_code(x),
         )
     return y
 

@@ -79,14 +79,14 @@ def _csrc(x: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
     launch(
         "softmax_forward",
         x,
-        False,
-        causal,
-        pointer(x),
-        pointer(mask),
-        pointer(y),
-        *_geometry(x, mask),
-        scale,
-        dtype_code(x),
+        logarithm=False,
+        causal=causal,
+        x=pointer(x),
+        mask=pointer(mask),
+        y=pointer(y),
+        **_geometry(x, mask),
+        scale=scale,
+        dtype=dtype_code(x),
     )
     return y
 
@@ -97,14 +97,14 @@ def _csrc_backward(dy: Tensor, y: Tensor, mask: Tensor | None, scale: float) -> 
     launch(
         "softmax_backward",
         y,
-        False,
-        pointer(dy),
-        pointer(y),
-        pointer(mask),
-        pointer(dx),
-        *_geometry(y, mask),
-        scale,
-        dtype_code(y),
+        logarithm=False,
+        dy=pointer(dy),
+        y=pointer(y),
+        mask=pointer(mask),
+        dx=pointer(dx),
+        **_geometry(y, mask),
+        scale=scale,
+        dtype=dtype_code(y),
     )
     return dx
 
@@ -113,7 +113,7 @@ def _rows_contiguous(mask: Tensor | None) -> Tensor | None:
     return mask if mask is None or mask.stride(-1) == 1 or mask.shape[-1] <= 1 else mask.contiguous()
 
 
-def _geometry(x: Tensor, mask: Tensor | None) -> tuple[int, ...]:
+def _geometry(x: Tensor, mask: Tensor | None) -> dict[str, int]:
     """Rows, columns, heads, queries of x, and the mask's strides over (batch, head, query)."""
     keys = x.shape[-1]
     rows = x.numel() // keys if keys else 0
@@ -122,7 +122,15 @@ def _geometry(x: Tensor, mask: Tensor | None) -> tuple[int, ...]:
     strides = [0, 0, 0]
     if mask is not None:
         strides = ([0] * (4 - mask.dim()) + list(mask.stride()))[:3]
-    return rows, keys, max(heads, 1), max(queries, 1), *strides
+    return {
+        "rows": rows,
+        "cols": keys,
+        "heads": max(heads, 1),
+        "queries": max(queries, 1),
+        "stride_batch": strides[0],
+        "stride_head": strides[1],
+        "stride_query": strides[2],
+    }
 
 
 # ---- MindSpore: masked_fill, Softmax, SoftmaxBackward

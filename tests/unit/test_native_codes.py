@@ -1,5 +1,8 @@
 """What the C++ side exports for Python: codes of enums, and names of arguments."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -33,3 +36,36 @@ def test_every_parameter_of_a_kernel_has_a_name():
         if callable(value) and "arg0" in (value.__doc__ or "")
     ]
     assert nameless == []
+
+
+def _is_native(function: ast.expr) -> bool:
+    """Whether a call goes to one of our extensions: `launch`, or an attribute of theirs."""
+    if isinstance(function, ast.Name):
+        return function.id == "launch"
+    while isinstance(function, ast.Attribute):
+        function = function.value
+    if isinstance(function, ast.Call):
+        function = function.func
+    return isinstance(function, ast.Name) and function.id in ("native", "_native", "_runtime")
+
+
+def _positions(call: ast.Call) -> float:
+    """Positional arguments that the C++ function gets; without end if some of them are unpacked."""
+    if any(isinstance(argument, ast.Starred) for argument in call.args):
+        return float("inf")
+    own = 2 if isinstance(call.func, ast.Name) else 0  # launch has the kernel and a tensor before them
+    return len(call.args) - own
+
+
+def _long_calls(source: str) -> list[int]:
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return [call.lineno for call in calls if _is_native(call.func) and _positions(call) > 6]
+
+
+def test_arguments_beyond_six_are_named():
+    root = Path(__file__).parents[2]
+    sources = [*root.glob("bridge/**/*.py"), *root.glob("patches/**/*.py")]
+    found = {str(file.relative_to(root)): _long_calls(file.read_text()) for file in sources}
+    assert {file: lines for file, lines in found.items() if lines} == {}
+    assert _long_calls("native().binary(0, 1, 2, 3, 4, 5, 6)\nlaunch('adam', p, *columns)") == [1, 2]
+    assert _long_calls("launch('rope', x, 0, 1, 2, 3, 4, 5)\nother(0, 1, 2, 3, 4, 5, 6)") == []

@@ -23,10 +23,13 @@ def forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *opt
         with counted("attention", query):
             native().attention_forward(
                 _problem(query, key, value, mask, plan, sequences),
-                *(_view(t, plan.layout) for t in (query, key, value, out)),
-                lse.data_ptr(),
-                lse.stride(0),
-                lse.stride(1),
+                q=_view(query, plan.layout),
+                k=_view(key, plan.layout),
+                v=_view(value, plan.layout),
+                o=_view(out, plan.layout),
+                lse=lse.data_ptr(),
+                lse_batch=lse.stride(0),
+                lse_head=lse.stride(1),
             )
     return out, lse
 
@@ -58,12 +61,18 @@ def backward(
         with counted("attention_backward", query):
             native().attention_backward(
                 _problem(query, key, value, mask, plan, sequences),
-                *(_view(t, plan.layout) for t in (query, key, value, out, dout)),
-                lse.data_ptr(),
-                0 if dlse is None else dlse.data_ptr(),
-                lse.stride(0),
-                lse.stride(1),
-                *(_view(t, plan.layout) for t in grads),
+                q=_view(query, plan.layout),
+                k=_view(key, plan.layout),
+                v=_view(value, plan.layout),
+                o=_view(out, plan.layout),
+                dout=_view(dout, plan.layout),
+                lse=lse.data_ptr(),
+                dlse=0 if dlse is None else dlse.data_ptr(),
+                lse_batch=lse.stride(0),
+                lse_head=lse.stride(1),
+                dq=_view(grads[0], plan.layout),
+                dk=_view(grads[1], plan.layout),
+                dv=_view(grads[2], plan.layout),
             )
     return grads[0], grads[1], grads[2]
 
@@ -73,7 +82,15 @@ def keep(sequences: Sequences, heads: int, index: int, drop: int, seed: int) -> 
     sequence = sequences[index]
     factors = torch.empty(heads, sequence[2], sequence[4])
     problem = native().AttentionProblem(
-        list(sequences), (heads, heads, 1, 1), 1.0, 0.0, (-1, -1), (0, 0, 0, 0), drop, seed, 0
+        sequences=list(sequences),
+        heads_and_dims=(heads, heads, 1, 1),
+        scale=1.0,
+        softcap=0.0,
+        window=(-1, -1),
+        mask=(0, 0, 0, 0),
+        drop=drop,
+        seed=seed,
+        dtype=0,
     )
     native().attention_keep(problem, index, factors.data_ptr())
     return factors
@@ -89,15 +106,15 @@ def _problem(
         mask = mask.expand(b, heads, s, sk)
         hidden = (mask.data_ptr(), mask.stride(0), mask.stride(2), mask.stride(1))
     return native().AttentionProblem(
-        list(sequences),
-        (heads, kv_heads, query.shape[-1], value.shape[-1]),
-        plan.scale,
-        plan.softcap,
-        (plan.left, plan.right),
-        hidden,
-        plan.drop,
-        plan.seed,
-        dtype_code(query),
+        sequences=list(sequences),
+        heads_and_dims=(heads, kv_heads, query.shape[-1], value.shape[-1]),
+        scale=plan.scale,
+        softcap=plan.softcap,
+        window=(plan.left, plan.right),
+        mask=hidden,
+        drop=plan.drop,
+        seed=plan.seed,
+        dtype=dtype_code(query),
     )
 
 
