@@ -25,11 +25,20 @@ def register() -> None:
 
 def arange(start: Number, end: Number, step: Number = 1, *, out: Tensor) -> Tensor:
     """aten::arange.start_out. RuntimeError where `step` does not lead from `start` to `end`."""
+    if out.dtype is torch.int64:  # torch has all three in the dtype first, of int64 alone
+        start, end, step = int(start), int(end), int(step)
     if step == 0 or (end - start) / step < 0:
         raise RuntimeError(f"arange: step {step} does not lead from {start} to {end}")
-    out.resize_(math.ceil((end - start) / step))
+    length = math.ceil((end - start) / step)
+    out.resize_(length)
+    if not out.dtype.is_floating_point:
+        start, step = int(start), int(step)
     if out.numel():
         with counted("aten::arange.start_out", out, "mindspore"):
-            found = mint.arange(start, end, step, dtype=dtype_of(out.dtype))
+            if isinstance(start, int) and isinstance(step, int):
+                found = mint.arange(start, start + length * step, step, dtype=dtype_of(out.dtype))
+            else:  # MindSpore and CANN do not agree on the length where numbers are no integers
+                whole = mint.arange(0, length, 1, dtype=dtype_of(torch.float32))
+                found = mint.add(mint.mul(whole, step), start)
         out.copy_(from_mindspore(found))
     return out

@@ -47,8 +47,8 @@ def sum_dim(x: ms.Tensor, dim: Sequence[int] | None, keepdim: bool, dtype: torch
     x = cast(x, dtype if dtype is not None else torch.int64 if is_integral(x) else None)
     if axes is None and not keepdim and len(x.shape) > 1:
         # In two steps: MindSpore's sum over everything is forty times slower than over one dimension.
-        return ag.sum_ext(ag.sum_ext(x, (-1,), False, None), None, False, None)
-    return ag.sum_ext(x, axes, keepdim, None)
+        return cast(ag.sum_ext(ag.sum_ext(x, (-1,), False, None), None, False, None), dtype)
+    return cast(ag.sum_ext(x, axes, keepdim, None), dtype)  # of int32, too, MindSpore's is int64
 
 
 row(

@@ -128,11 +128,17 @@ class HostCall {
       }
     }
     if (lent_.empty()) dtype_ = t.scalar_type();
-    auto cpu = t.layout() != at::kStrided ? not_strided(t)
-               : opaque_memory()          ? opaque_to_host(t)
-                                          : host_alias(t);
+    auto cpu = t.layout() != at::kStrided ? not_strided(t) : opaque_memory() ? host_copy(t) : host_alias(t);
     add_keys(cpu);
     lent_.push_back({t, cpu, written});
+    return cpu;
+  }
+
+  static at::Tensor host_copy(const at::Tensor& t) {
+    auto cpu = opaque_to_host(t);
+    if (t.is_conj()) cpu._set_conj(true);
+    if (t.is_neg()) cpu._set_neg(true);
+    if (t.unsafeGetTensorImpl()->is_wrapped_number()) cpu.unsafeGetTensorImpl()->set_wrapped_number(true);
     return cpu;
   }
 
@@ -157,7 +163,11 @@ class HostCall {
                             npu->storage_offset() == cpu->storage_offset();
     if (opaque_memory()) {
       if (npu->sizes() != cpu->sizes()) lent.npu.resize_(cpu->sizes());
-      opaque_write_host(lent.npu, lent.cpu);
+      // As the elements lie in memory: both have the same bits for conjugation and sign.
+      auto elements = lent.cpu.alias();
+      elements._set_conj(false);
+      elements._set_neg(false);
+      opaque_write_host(lent.npu, elements);
       return;
     }
     auto& storage = *npu->unsafe_storage().unsafeGetStorageImpl();

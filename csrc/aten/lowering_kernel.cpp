@@ -9,6 +9,7 @@
 #include "aten/borrow.h"
 #include "aten/host_route.h"
 #include "aten/lowering_table.h"
+#include "aten/meta_results.h"
 #include "aten/op_info.h"
 #include "runtime/device.h"
 #include "runtime/opaque.h"
@@ -57,7 +58,11 @@ class Kernel final : public c10::OperatorKernel {
     if (route_mode() != RouteMode::Host) {
       ensure_initialized();
       const auto& info = op_info(op);
-      const auto seen = inspect(info, *stack);
+      auto seen = inspect(info, *stack);
+      if (seen.barrier == kEmpty && opaque_memory()) {
+        if (without_elements(op, info, *stack, seen.device)) return;
+        if (leave_out_empty(*stack, stack->size() - info.args.size())) seen = inspect(info, *stack);
+      }
       auto choice = choose(lowering_->offer, seen);
       while (choice.route != Route::Host) {
         if (call(op, keys, info, *stack, choice, seen)) return;
@@ -71,6 +76,44 @@ class Kernel final : public c10::OperatorKernel {
   }
 
  private:
+  // What has no elements, or is the sum over none, needs no kernel: where the host would take a copy of every
+  // argument, it is made here.
+  bool without_elements(const c10::OperatorHandle& op, const OpInfo& info, torch::jit::Stack& stack,
+                        c10::DeviceIndex device) const {
+    static const std::unordered_set<std::string> sums = {
+        "aten::mm", "aten::bmm", "aten::sum", "aten::sum.dim_IntList", "aten::embedding_dense_backward"};
+    const auto shapes = meta_results(op, info, stack);
+    if (!shapes) return false;
+    std::vector<at::Tensor> results;
+    for (const auto& shape : *shapes) {
+      if (!shape.defined()) {
+        results.emplace_back();
+        continue;
+      }
+      if (shape.numel() && !sums.count(lowering_->name)) return false;
+      results.push_back(at::empty_strided(shape.sizes(), shape.strides(),
+                                          shape.options().device(c10::Device(kNpu, device))));
+      if (shape.numel()) results.back().zero_();
+    }
+    const size_t begin = stack.size() - info.args.size();
+    finish(op, info, stack, begin, std::move(results), std::nullopt);
+    return true;
+  }
+
+  // Takes the tensors without elements from a list that is joined.
+  bool leave_out_empty(torch::jit::Stack& stack, size_t begin) const {
+    if (lowering_->name != "aten::cat") return false;
+    const auto given = stack[begin].toTensorVector();
+    c10::List<at::Tensor> kept;
+    for (const auto& t : given) {
+      if (t.scalar_type() != given[0].scalar_type()) return false;  // it has a say in the dtype of the result
+      if (t.numel()) kept.push_back(t);
+    }
+    if (kept.empty()) return false;
+    stack[begin] = std::move(kept);
+    return true;
+  }
+
   bool takes_scalar(const c10::Scalar& s, at::ScalarType key) const {
     if (s.isComplex()) return false;
     return !(s.isFloatingPoint() && !at::isFloatingType(key));  // would promote the result
@@ -220,7 +263,7 @@ class Kernel final : public c10::OperatorKernel {
     std::vector<at::Tensor> results;
     std::optional<py::object> plain;
     collect(result, seen, results, plain, stack, begin, args);
-    finish(op, info, stack, begin, result, std::move(results), plain);
+    finish(op, info, stack, begin, std::move(results), plain);
     return true;
   }
 
@@ -324,8 +367,7 @@ class Kernel final : public c10::OperatorKernel {
   }
 
   void finish(const c10::OperatorHandle& op, const OpInfo& info, torch::jit::Stack& stack, size_t begin,
-              py::handle result, std::vector<at::Tensor> results,
-              const std::optional<py::object>& plain) const {
+              std::vector<at::Tensor> results, const std::optional<py::object>& plain) const {
     const auto& returns = op.schema().returns();
     if (form_ == Form::Functional) {
       stack.erase(stack.begin() + static_cast<int64_t>(begin), stack.end());

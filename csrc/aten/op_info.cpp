@@ -46,6 +46,11 @@ bool mixes(const std::string& name) {
   return names.count(name) > 0;
 }
 
+// The running statistics of a batch norm, which its schema does not mark.
+bool written_unmarked(const std::string& name, const std::string& argument) {
+  return name == "aten::native_batch_norm" && argument.rfind("running_", 0) == 0;
+}
+
 }  // namespace
 
 OpInfo::OpInfo(const c10::OperatorHandle& op)
@@ -54,7 +59,8 @@ OpInfo::OpInfo(const c10::OperatorHandle& op)
       counters(counters_of(name)) {
   bool takes_generator = false;
   for (const auto& arg : op.schema().arguments()) {
-    ArgInfo info{kind_of(arg), arg.alias_info() && arg.alias_info()->isWrite()};
+    ArgInfo info{kind_of(arg), (arg.alias_info() && arg.alias_info()->isWrite()) ||
+                                   written_unmarked(op.operator_name().name, arg.name())};
     writes |= info.written;
     takes_generator |= info.kind == ArgKind::Generator;
     args.push_back(info);

@@ -3,7 +3,6 @@
 import pytest
 
 CHECKS = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cann/on_device/device.py")
-FACTORIES = (*CHECKS[:-1], "tests/cann/on_device/factories.py")
 EXTRA = {"LOCAL_RANK": "2"}
 
 
@@ -13,8 +12,9 @@ def test_device(on_simulator, asynchronous: bool) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
-def test_factories(on_simulator) -> None:
-    done = on_simulator(*FACTORIES)
+@pytest.mark.parametrize("file", ["factories.py", "results.py"])
+def test_what_operators_give(on_simulator, file: str) -> None:
+    done = on_simulator(*CHECKS[:-1], f"tests/cann/on_device/{file}")
     assert done.returncode == 0, done.stdout[-6000:]
 
 
