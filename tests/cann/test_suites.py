@@ -22,3 +22,20 @@ def test_suite(on_simulator, file: str) -> None:
     done = on_simulator(*words, extra={"MS_DEV_DISABLE_AUTO_H2D": "1"}, timeout=280)
     assert done.returncode == 0, done.stdout[-6000:]
     assert " passed" in done.stdout
+
+
+SAMPLED = r"add|softmax|index_select|fft\.ifft|exponential|native_batch_norm"
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        ("--ops", SAMPLED, "--samples", "2"),
+        pytest.param((), marks=[pytest.mark.slow, pytest.mark.timeout(14400)]),
+    ],
+    ids=["sampled", "whole"],
+)
+def test_operator_database(on_simulator, selection: tuple[str, ...]) -> None:
+    done = on_simulator("-m", "tests.conformance.opinfo", *selection, timeout=14000 if not selection else 280)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "route auto: 0 problems" in done.stdout
