@@ -12,6 +12,7 @@ it saved.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -237,19 +238,30 @@ def measure(report: Report, runs: Runs, case: Case) -> None:
     report.mark(f"{what}: no operator on the host", host == {}, on_host)
 
 
-def main() -> int:
-    """Runs the cases; the exit code says whether every mark is met."""
-    parser = arguments(__doc__)
-    checkout = os.environ.get("MEGATRON_LM_PATH")
+def checkout_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --megatron-lm-path, by default MEGATRON_LM_PATH."""
+    given = os.environ.get("MEGATRON_LM_PATH")
     parser.add_argument(
-        "--megatron-lm-path", type=Path, metavar="DIR", default=checkout and Path(checkout), help="a checkout"
+        "--megatron-lm-path", type=Path, metavar="DIR", default=given and Path(given), help="a checkout"
     )
-    parser.add_argument("--only", action="append", metavar="TEXT", help="cases with TEXT in their name")
-    parser.add_argument("--timeout", type=float, default=400, help="seconds allowed for one run")
-    options = parser.parse_args()
+
+
+def script_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Path:
+    """``pretrain_gpt.py`` of the checkout; ends the program where there is none."""
     script = ((options.megatron_lm_path or Path()) / "pretrain_gpt.py").resolve()
     if not script.is_file():
         parser.error(f"{script} does not exist: name a checkout with --megatron-lm-path or MEGATRON_LM_PATH")
+    return script
+
+
+def main() -> int:
+    """Runs the cases; the exit code says whether every mark is met."""
+    parser = arguments(__doc__)
+    checkout_argument(parser)
+    parser.add_argument("--only", action="append", metavar="TEXT", help="cases with TEXT in their name")
+    parser.add_argument("--timeout", type=float, default=400, help="seconds allowed for one run")
+    options = parser.parse_args()
+    script = script_of(parser, options)
     report = Report(
         "ascend_parity", "Stock pretrain_gpt.py over the simulated CANN against plain torch", options
     )

@@ -327,6 +327,20 @@ def alias_megatron() -> None:
 
         module.DotProductAttention.__init__ = with_widths
 
+    @wrapt.when_imported("megatron.core.models.gpt.gpt_layer_specs")
+    def _(module: types.ModuleType) -> None:
+        local = module.get_gpt_layer_local_spec
+
+        def named_as_by_default(num_experts: int | None = None, *args: Any, **kwargs: Any) -> Any:
+            # The norm before experts is saved under its name before an MLP: the default layers would not
+            # load it.
+            spec = local(num_experts, *args, **kwargs)
+            if num_experts:
+                spec.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
+            return spec
+
+        module.get_gpt_layer_local_spec = named_as_by_default
+
     @wrapt.when_imported("megatron.core.transformer.multi_latent_attention")
     def _(module: types.ModuleType) -> None:
         module.HAVE_TE = (

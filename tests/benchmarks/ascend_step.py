@@ -1,0 +1,143 @@
+"""What a training step costs the host on target Ascend, over the simulated CANN.
+
+    python -m tests.benchmarks.ascend_step --megatron-lm-path DIR [--quick] [--only TEXT] [--json FILE]
+
+Stock ``pretrain_gpt.py`` in bfloat16 with the distributed optimizer, one micro batch a step, 2 layers of 64
+channels on one rank: launches depend on the layers, not on the sizes. Of one step are counted: operators,
+those on the host, launches of kernels, bytes to and from the device, waits of the host for the device, HCCL
+communicators; launches per layer are those of 4 layers over those of 2. Then kernels compute nothing
+(``--null``), and milliseconds are host time: of the whole step, of the operators in it (the rest is Megatron
+and autograd), and of the same calls of MindSpore with nothing of ours around them (ascend_calls.py).
+
+Marks: no operator on the host; operators at most 1.3 times the raw calls, as the median over steps in turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.benchmarks.ascend_parity import RECIPES, SMALL, checkout_argument, script_of
+from tests.benchmarks.report import Report, arguments
+from tests.benchmarks.stock_cases import RESHARDABLE
+from tests.cann import build
+from tests.cann.run import environment
+from tests.reference.stock_script import MOCK, MODEL
+
+WORKER = Path(__file__).with_name("ascend_step_worker.py")
+MARK = 1.3
+MODELS = {
+    "GPT-2": RECIPES["GPT-2"],
+    "Llama": RECIPES["Llama"],
+    "MoE, grouped GEMM": f"{RECIPES['MoE']} --moe-grouped-gemm",
+    "MLA + MTP": f"{RECIPES['MLA']} --position-embedding-type rope --mtp-num-layers 1",
+}
+QUICK = ("Llama", "MoE, grouped GEMM")
+COMPUTED_NOTHING = ("--no-check-for-nan-in-loss-and-grad", "--rerun-mode", "disabled")
+"""Where kernels compute nothing, a loss is whatever its memory holds."""
+COUNTED, TIMED = 4, 24
+"""Iterations of a run."""
+
+
+class Runs:
+    """Runs of one model in a folder that keeps its recorded calls."""
+
+    def __init__(self, script: Path, folder: Path, cann: Path, flags: str) -> None:
+        self._script, self._folder, self._cann = script, folder, cann
+        self._flags = [*MODEL, *MOCK, *SMALL.split(), *RESHARDABLE, "--bf16", "--global-batch-size", "2"]
+        self._flags += flags.split()
+
+    def _start(self, mode: str, *extra: str, null: bool) -> None:
+        base = {**os.environ, "CUDA_DEVICE_MAX_CONNECTIONS": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "mindspeed_ms", "run", WORKER, mode, self._folder, self._script]
+        done = subprocess.run(
+            [*map(str, command), *self._flags, *extra],
+            env=environment(self._cann, null=null, base=base),
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if done.returncode:
+            raise RuntimeError(f"the run that should {mode} failed: {done.stderr[-3000:]}")
+
+    def count(self, layers: int) -> dict[str, Any]:
+        """Counts of a step that computes."""
+        self._start("count", "--num-layers", str(layers), "--train-iters", str(COUNTED), null=False)
+        return json.loads((self._folder / "counts.json").read_text())
+
+    def time(self) -> dict[str, Any]:
+        """Times of steps and raw calls."""
+        self._start("record", *COMPUTED_NOTHING, "--train-iters", str(COUNTED), null=True)
+        self._start("time", *COMPUTED_NOTHING, "--train-iters", str(TIMED), null=True)
+        return json.loads((self._folder / "times.json").read_text())
+
+
+def measure(report: Report, name: str, runs: Runs) -> None:
+    """One row and two marks."""
+    counts, deeper = runs.count(2), runs.count(4)
+    times = runs.time()
+    rows, bus, device = counts["rows"], counts["bus"].values(), counts["simulator"]
+    on_host = {row["op"]: row["calls"] for row in rows if row["route"] == "host"}
+    median = {key: statistics.median(row[key] for row in times["rows"]) for key in times["rows"][0]}
+    ratio = statistics.median(row["operators"] / row["raw"] for row in times["rows"])
+    report.row(
+        model=name,
+        operators=sum(row["calls"] for row in rows if row["route"] != "composite"),
+        host_calls=sum(on_host.values()),
+        launches=device["kernels"],
+        launches_per_layer=(deeper["simulator"]["kernels"] - device["kernels"]) / 2,
+        compiled_online=device["aclop_kernels"],
+        bytes_to_device=sum(cause["to_device_bytes"] for cause in bus),
+        bytes_to_host=sum(cause["to_host_bytes"] for cause in bus),
+        waits=sum(cause["synchronizations"] for cause in bus),
+        device_waits=device["stream_syncs"] + device["device_syncs"] + device["event_syncs"],
+        hccl_groups=device["comms"],
+        step_ms=median["step"] * 1e3,
+        operators_ms=median["operators"] * 1e3,
+        raw_calls=times["calls"],
+        raw_ms=median["raw"] * 1e3,
+        ratio=ratio,
+        step_ratio=statistics.median(row["step"] / row["raw"] for row in times["rows"]),
+    )
+    report.summary[f"{name}: crosses the bus or waits"] = ", ".join(
+        f"{cause} {row['to_device_calls']} in, {row['to_host_calls']} out, {row['synchronizations']} waits"
+        for cause, row in counts["bus"].items()
+    )
+    report.summary[f"{name}: most launched"] = ", ".join(
+        f"{op.removeprefix('aclnn')} {n}"
+        for op, n in sorted(device["launches"].items(), key=lambda item: -item[1])[:12]
+    )
+    found = ", ".join(f"{op} x {n}" for op, n in on_host.items()) or "none"
+    report.mark(f"{name}: no operator on the host", not on_host, found)
+    report.mark(f"{name}: operators at most {MARK} x the raw calls", ratio <= MARK, f"{ratio:.2f}")
+    print(f"{name}: {report.rows[-1]}", flush=True)  # the table comes at the end
+
+
+def main() -> int:
+    """Runs the models; the exit code says whether every mark is met."""
+    parser = arguments(__doc__)
+    checkout_argument(parser)
+    parser.add_argument("--only", action="append", metavar="TEXT", help="models with TEXT in their name")
+    options = parser.parse_args()
+    script = script_of(parser, options)
+    report = Report("ascend_step", "A training step over the simulated CANN", options)
+    cann = build.build()
+    for name in QUICK if options.quick else MODELS:
+        if options.only and not any(text in name for text in options.only):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            measure(report, name, Runs(script, Path(folder), cann, MODELS[name]))
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
