@@ -71,3 +71,13 @@ def test_a_bf16_step_stays_on_the_device(
     assert [row for row in computing if row["route"] == "host"] == []
     ours = {row["op"].removeprefix("mindspeed_ms::") for row in rows if row["route"] == "mindspore"}
     assert forms <= ours
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_stock_scripts_train_as_plain_torch(megatron_lm_path: Path) -> None:
+    """The short form of the benchmark: float32, bfloat16 with asynchronous streams, TP 2 + SP."""
+    command = [sys.executable, "-m", "tests.benchmarks.ascend_parity", "--quick"]
+    command += ["--megatron-lm-path", str(megatron_lm_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
