@@ -31,7 +31,7 @@ def binary(name: str) -> Kernel:
     return Kernel(call, NATIVE, in_place=call_in_place, widens=True)
 
 
-def _binary(name: str) -> tuple[Kernel, Kernel]:
+def _binary(name: str) -> tuple[Function, Function]:
     """Out of place and in place: ``(x, other[, alpha])`` with `other` a number or repeating along `x`."""
     new, in_place = getattr(aten, name), getattr(aten, f"{name}_")
 

@@ -24,6 +24,7 @@ from mindspeed_ms.ops.registry import (
     NUMBERS,
     Fence,
     Kernel,
+    Sample,
     row,
 )
 
@@ -31,6 +32,12 @@ F16, F32 = (torch.float16,), (torch.float32,)
 
 _not, _and, _or = ag.LogicalNot(), ag.LogicalAnd(), ag.LogicalOr()
 _real_div = ag.RealDiv()
+
+
+def _call(name: str, *fields: str) -> Sample:
+    """The sample call of a function of torch by its name."""
+    return lambda s: getattr(torch, name)(*(getattr(s, field) for field in fields))
+
 
 # ---- one tensor
 
@@ -40,7 +47,7 @@ def _unary(
 ) -> None:
     row(
         f"aten::{name}",
-        lambda s: getattr(torch, name)(s.p),
+        _call(name, "p"),
         cpu=Kernel(function, FLOATS, (fence,) if fence else ()),
         ascend=Kernel(ascend or function, ASCEND_FLOATS),
         csrc=csrc_forms.unary(name) if csrc else None,
@@ -75,7 +82,7 @@ for _name, _function, _csrc in (
 ):
     row(
         f"aten::{_name}",
-        lambda s, name=_name: getattr(torch, name)(s.x),
+        _call(_name, "x"),
         cpu=Kernel(_function, NUMBERS),
         csrc=csrc_forms.unary(_name) if _csrc else None,
     )
@@ -84,14 +91,17 @@ for _name, _function, _csrc in (
 
 
 def _comparison(name: str, cpu: Any, ascend: Any, number: bool, bools: bool = False) -> None:
-    kernels = {
-        "cpu": Kernel(cpu, ALL if bools else NUMBERS),
-        "ascend": Kernel(
-            ascend_numbers.binary(ascend, number=number), ASCEND_ALL if bools else ASCEND_NUMBERS
-        ),
-    }
-    row(f"aten::{name}.Tensor", lambda s: getattr(torch, name)(s.x, s.p), **kernels, promotes=True)
-    row(f"aten::{name}.Scalar", lambda s: getattr(torch, name)(s.x, True), **kernels, promotes=True)
+    on_cpu = Kernel(cpu, ALL if bools else NUMBERS)
+    on_ascend = Kernel(ascend_numbers.binary(ascend, number=number), ASCEND_ALL if bools else ASCEND_NUMBERS)
+    row(f"aten::{name}.Tensor", _call(name, "x", "p"), cpu=on_cpu, ascend=on_ascend, promotes=True)
+    # True is a number that leaves every dtype as it is.
+    row(
+        f"aten::{name}.Scalar",
+        lambda s: getattr(torch, name)(s.x, True),
+        cpu=on_cpu,
+        ascend=on_ascend,
+        promotes=True,
+    )
 
 
 _comparison("eq", ag.equal, mint.eq, number=True, bools=True)
@@ -109,7 +119,7 @@ for _name, _function, _ascend in (
 ):
     row(
         f"aten::{_name}",
-        lambda s, name=_name: getattr(torch, name.partition(".")[0])(s.x, s.y),
+        _call(_name.partition(".")[0], "x", "y"),
         cpu=Kernel(_function, BOOL),
         ascend=Kernel(_ascend, ASCEND_ALL) if _ascend else None,
         promotes=True,
@@ -185,7 +195,7 @@ for _name, _cpu, _ascend in (
 ):
     row(
         f"aten::{_name}",
-        lambda s, name=_name: getattr(torch, name)(s.x, s.y),
+        _call(_name, "x", "y"),
         cpu=Kernel(_cpu, NUMBERS),
         ascend=Kernel(ascend_numbers.binary(_ascend), ASCEND_NUMBERS),
         promotes=True,

@@ -67,6 +67,9 @@ def inputs(side: int, dtype: torch.dtype) -> Inputs:
     return Inputs(x, y, p, torch.randint(0, 8, (side, side), generator=generator))
 
 
+Sample = Callable[[Inputs], Any]
+
+
 class Fence(NamedTuple):
     """What is wrong with a kernel in some dtypes, in release `version` of MindSpore.
 
@@ -108,7 +111,7 @@ class Row:
     """One functional operator; see :func:`row` for the fields."""
 
     name: str
-    sample: Callable[[Inputs], Any]
+    sample: Sample
     overloads: list[schemas.Overload]
     cpu: Kernel | None
     ascend: Kernel | None
@@ -144,7 +147,7 @@ table: dict[str, Row] = {}
 
 def row(
     name: str,
-    sample: Callable[[Inputs], Any],
+    sample: Sample,
     *,
     cpu: Kernel | None = None,
     ascend: Kernel | None = None,
