@@ -1,7 +1,7 @@
 """The patch registry: what a patch is, when it is applied, and how it is taken back.
 
 A patch names a target ``"package.module:Class.attr"``, what takes its place, the releases of that package it
-is for, and the reason. :func:`arm` applies the patches of loaded modules (torch's all are) and puts
+is for, and the reason. :func:`arm` applies the patches of loaded modules (most of torch's are) and puts
 post-import hooks (wrapt) on the others: a patch is applied when its module is imported. Arming imports
 nothing.
 

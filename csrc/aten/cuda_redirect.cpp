@@ -1,10 +1,11 @@
 // CUDA names land on npu inside the dispatcher: an operator asked for device "cuda" reaches the CUDA key,
 // where its Device arguments are rewritten and it is dispatched again. No Python wrapper, no cost for other
-// calls.
+// calls. The devices of both names compare equal.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/to_native.h>
 #include <c10/util/Exception.h>
+#include <torch/csrc/Device.h>
 #include <torch/library.h>
 
 #include "aten/op_info.h"
@@ -67,6 +68,30 @@ void override_cuda_kernels() {
   }
 }
 
+// A script compares the device it asked for with the one that its tensor is on, or looks tensors up by it:
+// cuda:0 and npu:0 are one device, and so one key.
+richcmpfunc torch_compare = nullptr;
+
+PyObject* compare(PyObject* a, PyObject* b, int op) {
+  if (!THPDevice_Check(a) || !THPDevice_Check(b) || (op != Py_EQ && op != Py_NE)) {
+    return torch_compare(a, b, op);
+  }
+  const auto device = [](PyObject* x) { return to_npu(reinterpret_cast<THPDevice*>(x)->device); };
+  return PyBool_FromLong((device(a) == device(b)) == (op == Py_EQ));
+}
+
+Py_hash_t hash(PyObject* self) {
+  const auto device = to_npu(reinterpret_cast<THPDevice*>(self)->device);
+  return static_cast<Py_hash_t>(std::hash<c10::Device>{}(device) % PY_SSIZE_T_MAX);
+}
+
+void equate_devices() {
+  torch_compare = THPDeviceType.tp_richcompare;
+  THPDeviceType.tp_richcompare = &compare;
+  THPDeviceType.tp_hash = &hash;
+  PyType_Modified(&THPDeviceType);
+}
+
 }  // namespace
 
 // Arms the redirection; kept apart from module load so that importing the package changes nothing for CUDA.
@@ -80,6 +105,7 @@ void register_cuda_redirect() {
     register_to(libraries->back());
   }
   override_cuda_kernels();
+  equate_devices();
 }
 
 }  // namespace mindspeed_ms

@@ -116,3 +116,69 @@ def test_data_parallel_over_one_device():
 def test_scatter_over_several_devices_is_refused_in_one_sentence():
     with pytest.raises(NotImplementedError, match="DistributedDataParallel"):
         torch.nn.parallel.comm.scatter(torch.ones(2, device="cuda"), [0, 1])
+
+
+def test_a_device_of_cuda_is_the_device_of_its_tensors():
+    x = torch.ones(2, device="cuda")
+    assert x.device == torch.device("cuda", 0)
+    assert (x.device != torch.device("cuda", 0)) is False
+    assert x.device not in (torch.device("cuda", 1), torch.device("cuda"), torch.device("cpu"))
+    assert {torch.device("cuda", 0): 1}[x.device] == 1
+    assert torch.device("cpu") == torch.device("cpu") != torch.device("cpu", 0)
+    assert x.device != "npu:0", "as before: a device is no string"
+    with pytest.raises(TypeError, match="comparison not implemented"):
+        x.device < torch.device("cuda", 0)  # noqa: B015
+
+
+@pytest.mark.filterwarnings("ignore:torch.compile. inductor generates no code")
+def test_compiled_training_equals_eager():
+    torch.manual_seed(0)
+    layers = (torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    images, losses = torch.randn(5, 3, 6, 6), []
+    start = [{name: value.clone() for name, value in layer.state_dict().items()} for layer in layers]
+    for device, wrap in (("cpu", lambda f: f), ("cuda", torch.compile)):
+        model = torch.nn.Sequential(*layers)
+        for layer, values in zip(layers, start, strict=True):
+            layer.load_state_dict(values)
+        run, optimizer = wrap(model.to(device)), torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(3):
+            loss = run(images.to(device)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_a_compiled_function_says_once_that_it_runs_operator_by_operator():
+    from mindspeed_ms.patches.torch import compiled
+
+    compiled._say.cache_clear()
+    double = torch.compile(lambda x: torch.cat((x, torch.ones(2, device="cuda"))) * 2)
+    with pytest.warns(UserWarning, match="inductor generates no code for device npu"):
+        assert double(torch.zeros(1, device="cuda")).tolist() == [0, 2, 2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert double(torch.zeros(3, device="cuda")).tolist() == [0, 0, 0, 2, 2]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("causal", [False, True])
+def test_flex_attention_against_float64(causal):
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    torch.manual_seed(0)
+    given = [torch.randn(1, 2, 32, 8, dtype=torch.float64) for _ in range(3)]
+    q, k, v = exact = [t.clone().requires_grad_() for t in given]
+    scores = q @ k.mT / 8**0.5
+    if causal:
+        scores = scores.masked_fill(~torch.ones(32, 32).tril().bool(), -torch.inf)
+    wanted = scores.softmax(-1) @ v
+    wanted.square().sum().backward()
+    ours = [t.float().cuda().requires_grad_() for t in given]
+    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, 32, 32, device="cuda") if causal else None
+    found = flex_attention(*ours, block_mask=mask)
+    found.square().sum().backward()
+    torch.testing.assert_close(found.detach().cpu().double(), wanted.detach(), rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(ours, exact, strict=True):
+        torch.testing.assert_close(mine.grad.cpu().double(), theirs.grad, rtol=1e-5, atol=1e-5)
