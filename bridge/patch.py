@@ -14,7 +14,7 @@ settings.check()
 # the versions come first: their message is the clear one
 from mindspeed_ms import comm, device, ops  # noqa: E402
 from mindspeed_ms.config import launch  # noqa: E402
-from mindspeed_ms.patches import registry  # noqa: E402
+from mindspeed_ms.patches import registry, verify  # noqa: E402
 from mindspeed_ms.routes import coverage  # noqa: E402
 
 launch.adopt_msrun_environment()  # first: the device count is one of its variables
@@ -22,5 +22,6 @@ device.enable(ops.register)
 device.redirect_cuda()
 comm.register()
 registry.arm()
+verify.warn_of_new_release()
 
 coverage.write_at_exit()

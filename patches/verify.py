@@ -7,13 +7,15 @@ are checked when they are patched (:class:`.registry.State`).
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from inspect import Parameter, Signature
 from pathlib import Path
 
-from mindspeed_ms.config.versions import tree_version
-from mindspeed_ms.patches.registry import Patch
+from mindspeed_ms.config import compat
+from mindspeed_ms.config.versions import examine, megatron_tree, tree_version
+from mindspeed_ms.patches.registry import Patch, PatchWarning, load
 from mindspeed_ms.patches.signatures import mismatch
 
 
@@ -46,6 +48,22 @@ def verify(root: Path, patches: Iterable[Patch]) -> list[Finding]:
         if problem:
             findings.append(Finding(patch, version, problem))
     return findings
+
+
+def warn_of_new_release() -> None:
+    """A :class:`PatchWarning` if the Megatron-Core here is newer than any that was verified: what changed."""
+    tree = megatron_tree()
+    if tree is None or not any(check.newer for check in examine()):
+        return
+    findings = verify(tree, (record.patch for record in load().records()))
+    changed = "; ".join(f"{f.patch.target}: {f.problem}" for f in findings)
+    newest = compat.PACKAGES["megatron"].verified[-1]
+    warnings.warn(
+        f"Megatron-Core {tree_version(tree)} is newer than {newest}, the newest that was verified "
+        f"({changed or 'every patch target is as it was'}): hold a loss against plain torch first",
+        PatchWarning,
+        stacklevel=2,
+    )
 
 
 def _problem(root: Path, patch: Patch) -> str | None:

@@ -27,7 +27,11 @@ def served_queue() -> queue.Queue[object]:
     threading.Thread(target=server.serve_forever, name="mindspeed_ms queue", daemon=True).start()
     manager = SyncManager(address)
     manager.connect()
-    return manager.Queue()
+    found: Any = manager.Queue()
+    # It lives as long as this process. At its end the proxy would say so to the server, which answers from a
+    # new thread: from Python 3.12 on none can be started by then.
+    found._close.cancel()
+    return found
 
 
 def end_with_parent() -> None:

@@ -25,11 +25,21 @@ class Check:
     found: str | None
 
     @property
+    def newer(self) -> bool:
+        """Whether it is a release after the newest that patches were verified against: it may still work."""
+        verified = next((p.verified for p in compat.PACKAGES.values() if p.distribution == self.name), ())
+        return (
+            self.name == "megatron-core"
+            and self.found is not None
+            and Version(self.found) > Version(verified[-1])
+        )
+
+    @property
     def problem(self) -> str:
-        """Empty when the version fits. A pre-release counts as its release."""
+        """Empty when the version fits, or is newer. A pre-release counts as its release."""
         if self.found is None:
             what = f"{self.name}, which is not installed"
-        elif Version(self.found).base_version not in self.accepted:
+        elif Version(self.found).base_version not in self.accepted and not self.newer:
             what = f"{self.name} {self.accepted}, but {self.name} {self.found} is installed"
         else:
             return ""

@@ -25,7 +25,14 @@ def load_state_dict(original: Callable[..., None], self: Any, state_dict: Any) -
     "megatron.core.dist_checkpointing.strategies.torch:TorchDistLoadShardedStrategy.load",
     reason="Transformer Engine gave more of its modules an extra state from release to release",
 )
-def load(original: Callable[..., Any], self: Any, sharded_state_dict: Any, checkpoint_dir: Any) -> Any:
+def load(
+    original: Callable[..., Any],
+    self: Any,
+    sharded_state_dict: Any,
+    checkpoint_dir: Any,
+    *options: Any,
+    **named: Any,
+) -> Any:
     """Megatron's own loading, not asking for extra states that the checkpoint was saved without."""
     from megatron.core.dist_checkpointing.dict_utils import extract_matching_values
     from megatron.core.dist_checkpointing.mapping import ShardedObject
@@ -38,7 +45,7 @@ def load(original: Callable[..., Any], self: Any, sharded_state_dict: Any, check
         return extra and value.unique_key not in stored
 
     _, present = extract_matching_values(sharded_state_dict, absent)
-    return original(self, present, checkpoint_dir)
+    return original(self, present, checkpoint_dir, *options, **named)
 
 
 @around(
@@ -59,11 +66,12 @@ def state_dict(original: Callable[..., Any], self: Any, is_loading: bool = False
     return original(self)
 
 
-@replace(
-    f"{_WRITER}:_get_write_results_queue",
-    reason="the process that it starts imports the script again, and outlives a rank that is killed",
-)
-def _get_write_results_queue() -> Any:
+QUEUE = "the process that it starts imports the script again, and outlives a rank that is killed"
+
+
+@replace(f"{_WRITER}:_get_write_results_queue", reason=QUEUE, versions="<0.17")
+@replace(f"{_WRITER}:get_write_results_queue", reason=QUEUE, versions=">=0.17")
+def get_write_results_queue(mp_mode: str = "spawn") -> Any:
     """Megatron's queue between the processes that write a checkpoint, served by the rank."""
     from mindspeed_ms.comm.child_processes import served_queue
 
@@ -77,10 +85,10 @@ def _get_write_results_queue() -> Any:
     f"{_WRITER}:FileSystemWriterAsync.write_preloaded_data",
     reason="a forked writer waits for its rank for ever when that is killed while it writes",
 )
-def write_preloaded_data(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+def write_preloaded_data(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Megatron's writing of one file, in a process that ends with the one which wants it written."""
     from mindspeed_ms.comm.child_processes import end_with_parent
 
     if parent_process() is not None:
         end_with_parent()
-    original(*args, **kwargs)
+    return original(*args, **kwargs)

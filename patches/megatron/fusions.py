@@ -190,14 +190,24 @@ def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float, group
 
 @around("megatron.core.tensor_parallel.cross_entropy:vocab_parallel_cross_entropy", reason=CROSS_ENTROPY)
 def cross_entropy(
-    original: Any, vocab_parallel_logits: Tensor, target: Tensor, label_smoothing: float = 0.0
+    original: Any,
+    vocab_parallel_logits: Tensor,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    tp_group: Any = None,
 ) -> Tensor:
-    """Loss per token, float32, of ``logits [s, b, vocabulary / tp]`` and ``target [s, b]``."""
-    if not takes(vocab_parallel_logits) or target.device.type != "npu":
-        return original(vocab_parallel_logits, target, label_smoothing)
-    from megatron.core.parallel_state import get_tensor_model_parallel_group
+    """Loss per token, float32, of ``logits [s, b, vocabulary / tp]`` and ``target [s, b]``.
 
-    return _cross_entropy(vocab_parallel_logits, target, label_smoothing, get_tensor_model_parallel_group())
+    ``tp_group``, which 0.19 added: by default the tensor parallel group.
+    """
+    if not takes(vocab_parallel_logits) or target.device.type != "npu":
+        groups = () if tp_group is None else (tp_group,)
+        return original(vocab_parallel_logits, target, label_smoothing, *groups)
+    if tp_group is None:
+        from megatron.core.parallel_state import get_tensor_model_parallel_group
+
+        tp_group = get_tensor_model_parallel_group()
+    return _cross_entropy(vocab_parallel_logits, target, label_smoothing, tp_group)
 
 
 @around("megatron.core.fusions.fused_cross_entropy:fused_vocab_parallel_cross_entropy", reason=CROSS_ENTROPY)

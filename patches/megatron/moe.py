@@ -28,6 +28,8 @@ def router_gating_linear(
 
 
 FUSED = "Megatron takes its fused router from Transformer Engine 2.7"
+SCORES = ("softmax", "sigmoid")
+"""The score functions that our kernels know."""
 
 
 @around(
@@ -46,20 +48,22 @@ def topk_routing(
     score_function: str = "softmax",
     expert_bias: torch.Tensor | None = None,
     fused: bool = False,
-    *replay: Any,
-    **named_replay: Any,
+    *choice: Any,
+    **named_choice: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities and map ``[tokens, experts]`` of the chosen experts.
 
     ``moe_router_fusion`` asks for the kernel; it computes in float32 whatever the dtype of the logits. What
-    the kernel does not take (a replayed choice, float64), and route host, goes Megatron's unfused way.
+    the kernel does not take (float64, a score function of a later release; in ``choice`` a replayed one,
+    0.17's dense result ``[tokens, topk]``, 0.19's indices from outside), and route host, goes Megatron's
+    unfused way.
     """
     from mindspeed_ms.kernels import topk_router
 
     options = (topk, use_pre_softmax, num_groups, group_topk, scaling_factor, score_function, expert_bias)
-    replayed = any(v is not None for v in (*replay, *named_replay.values()))
-    if not fused or replayed or not takes(logits):
-        return original(logits, *options, False, *replay, **named_replay)
+    chosen = any(v is not None and v is not False for v in (*choice, *named_choice.values()))
+    if not fused or chosen or score_function not in SCORES or not takes(logits):
+        return original(logits, *options, False, *choice, **named_choice)
     return topk_router(
         logits,
         topk,
@@ -93,7 +97,7 @@ def scores_for_auxiliary_loss(
     """
     from mindspeed_ms.kernels import auxiliary_scores
 
-    if not fused or not takes(logits):
+    if not fused or score_function not in SCORES or not takes(logits):
         return original(logits, topk, score_function, False, *padding, **named_padding)
     chosen, scores = auxiliary_scores(logits, topk, score_function)
     mask = padding[0] if padding else named_padding.get("padding_mask")

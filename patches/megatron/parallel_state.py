@@ -35,11 +35,11 @@ def destroy_model_parallel(original: Callable[..., None]) -> None:
     reason="groups made by a grid are Megatron groups too",
     versions=">=0.14",
 )
-def create_pg(original: Callable[..., Any], self: Any, dims: Any, **kwargs: Any) -> Any:
+def create_pg(original: Callable[..., Any], self: Any, dims: Any, **options: Any) -> Any:
     """The grid makes the group of this rank, then MindSpore learns of it."""
     from mindspeed_ms.comm import groups
 
-    group = original(self, dims, **kwargs)
+    group = original(self, dims, **options)
     groups.adopt([group])
     return group
 

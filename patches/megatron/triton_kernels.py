@@ -92,3 +92,28 @@ def tensor_masked_update(states: torch.Tensor, idx: torch.Tensor, new_states: to
     assert states.ndim in (2, 3, 4), "Only 2D, 3D, and 4D tensors are supported"
     wanted = idx >= 0
     states[idx[wanted].long()] = new_states[wanted].to(states.dtype)
+
+
+@replace(
+    "megatron.core.inference.contexts.fused_kv_append_kernel:triton_append_key_value_cache",
+    reason=REASON,
+    versions=">=0.15",
+)
+def append_to_cache(
+    layer_number: int,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    memory_buffer: torch.Tensor,
+    padded_active_token_count: int,
+    token_to_block_idx: torch.Tensor,
+    token_to_local_position_within_kv_block: torch.Tensor,
+) -> None:
+    """Write the first tokens of ``key`` and ``value [tokens, 1, heads, channels]`` into the paged cache.
+
+    ``memory_buffer [2, layers, blocks, positions, heads, channels]``; block and position of each token are
+    given.
+    """
+    count = padded_active_token_count
+    place = (token_to_block_idx[:count].long(), token_to_local_position_within_kv_block[:count].long())
+    for cache, new in zip(memory_buffer[:, layer_number], (key, value), strict=True):
+        cache[place] = new[:count].squeeze(1).to(cache.dtype)

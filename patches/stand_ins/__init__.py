@@ -37,6 +37,8 @@ _KERNELS = "it defines triton kernels that training does not launch"
 LENT = (
     Lent(_TRITON, "megatron.core.transformer.custom_layers.batch_invariant_kernels", _KERNELS),
     Lent(_TRITON, "megatron.core.inference.contexts.attention_context.triton.tensor_ops", _KERNELS),
+    Lent(_TRITON, "megatron.core.transformer.moe.paged_stash", _KERNELS),  # 0.18
+    Lent(_TRITON, "megatron.core.transformer.moe.ops.paged_stash", _KERNELS),  # 0.19
 )
 
 _lender, _provider = Lender(LENT), Provider(PROVIDED)

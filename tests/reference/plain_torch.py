@@ -91,6 +91,7 @@ def alias_tensors() -> None:
 
     torch.Tensor.to = to
     torch.Tensor.cuda = cuda
+    torch.Tensor.pin_memory = cuda  # a torch that is built for CUDA would look for a driver
     torch.nn.Module.cuda = cuda
     module_to = torch.nn.Module.to
     torch.nn.Module.to = lambda self, *args, **kwargs: module_to(
@@ -217,6 +218,8 @@ def alias_cuda_module() -> None:
         setattr(cuda.random, name, replacements[name])
     for name in ("range_push", "range_pop", "mark"):
         setattr(cuda.nvtx, name, functools.partial(nothing))
+    # A torch that is built for CUDA names that, and asks its driver for streams.
+    torch.accelerator.current_accelerator = lambda check_available=False: None
 
 
 def alias_distributed() -> None:
@@ -362,18 +365,18 @@ def alias_megatron() -> None:
 
     @wrapt.when_imported("megatron.core.dist_checkpointing.strategies.filesystem_async")
     def _(module: types.ModuleType) -> None:
-        def queue() -> Any:
+        def queue(mp_mode: str = "fork") -> Any:
             if module._results_queue is None:
                 module._results_queue = multiprocessing.get_context("fork").Manager().Queue()
             return module._results_queue
 
         # Megatron spawns the process of its queue: that would import the script without all of this.
-        module._get_write_results_queue = queue
+        module._get_write_results_queue = module.get_write_results_queue = queue  # the name from 0.17 on
 
     @wrapt.when_imported("megatron.training.initialize")
     def _(module: types.ModuleType) -> None:
         # The warm-up draws from CUDA's generator; here it would move the CPU's, which draws the weights.
-        module._warmup_jit_function = lambda: None
+        module._warmup_jit_function = lambda **_sizes: None
 
 
 def install() -> None:

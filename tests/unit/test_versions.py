@@ -71,6 +71,19 @@ def test_a_checkout_of_megatron_counts_and_its_version_is_checked(tmp_path):
     assert "but megatron-core 0.11.2 is installed" in done.stderr.strip().splitlines()[-1]
 
 
+def test_a_newer_megatron_runs_with_a_warning_that_names_what_changed(tmp_path):
+    core = tmp_path / "megatron/core"
+    core.mkdir(parents=True)
+    (core / "__init__.py").touch()
+    (core / "package_info.py").write_text("MAJOR = 0\nMINOR = 99\nPATCH = 0\nPRE_RELEASE = ''\n")
+    done = run("import mindspeed_ms.patch; print('runs')", tmp_path)
+    assert done.stdout.strip() == "runs", done.stderr
+    newest = compat.PACKAGES["megatron"].verified[-1]
+    assert f"PatchWarning: Megatron-Core 0.99.0 is newer than {newest}" in done.stderr
+    seam = "megatron.core.tensor_parallel.layers:RowParallelLinear.forward"
+    assert f"{seam}: there is no module" in done.stderr
+
+
 def test_checking_imports_nothing_heavy():
     done = run(CHECK + "; import sys; print({'torch', 'mindspore', 'megatron.core'} & set(sys.modules))")
     assert done.stdout.strip() == "set()", done.stderr

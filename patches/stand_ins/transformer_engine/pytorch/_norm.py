@@ -70,18 +70,23 @@ class _Norm(WithoutFp8):
 
     def __init__(
         self,
-        hidden_size: int,
+        normalized_shape: int | None = None,
         eps: float = 1e-5,
         sequence_parallel: bool = False,
         params_dtype: torch.dtype | None = None,
         zero_centered_gamma: bool = False,
+        hidden_size: int | None = None,
         device: object = "cuda",
     ) -> None:
+        """``normalized_shape``: channels, which Megatron before 0.17 calls ``hidden_size``."""
         super().__init__()
+        channels = normalized_shape if hidden_size is None else hidden_size
+        if channels is None:
+            raise TypeError(f"{type(self).__name__} needs normalized_shape, the number of channels")
         self.eps, self.zero_centered_gamma = eps, zero_centered_gamma
         self.sequence_parallel = sequence_parallel
         shared = (params_dtype, device, zero_centered_gamma, sequence_parallel)
-        norm_parameters(self, "", self.normalization, hidden_size, *shared)
+        norm_parameters(self, "", self.normalization, channels, *shared)
 
     def reset_parameters(self) -> None:
         """Initial values: Megatron asks for them after it moved the module off device meta."""

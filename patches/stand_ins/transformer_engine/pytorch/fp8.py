@@ -22,6 +22,11 @@ def fp8_autocast(enabled: bool = True, **options: Any) -> Any:
     return nullcontext()
 
 
+def fp8_model_init(enabled: bool = True, **options: Any) -> Any:
+    """Context that changes nothing when ``enabled`` is false; NotImplementedError otherwise."""
+    return fp8_autocast(enabled, **options)
+
+
 def check_fp8_support(*_args: Any) -> tuple[bool, str]:
     """Transformer Engine's answer of a device without it: False, and why."""
     return False, "fp8 needs hardware that has it"
