@@ -81,8 +81,9 @@ def test_unequal_counts_of_an_all_to_all_are_reported(on_ranks: Ranks) -> None:
     assert "rank 0 sends 1 elements to rank 1, which expects 2" in on_ranks("unequal_counts")[1]["error"]
 
 
-def test_a_lost_peer_is_named(on_ranks: Ranks) -> None:
-    assert "rank 1 is gone" in on_ranks("lost_peer")[0]["error"]
+@pytest.mark.parametrize("case", ["lost_peer", "lost_peer_in_another_stream"])
+def test_a_lost_peer_is_named(on_ranks: Ranks, case: str) -> None:
+    assert "rank 1 is gone" in on_ranks(case)[0]["error"]
 
 
 def test_float64_is_not_reduced(on_ranks: Ranks) -> None:

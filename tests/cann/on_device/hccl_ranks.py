@@ -206,6 +206,19 @@ def lost_peer(r: Rank) -> dict[str, str]:
     return {"error": r.device.wait()}
 
 
+def lost_peer_in_another_stream(r: Rank) -> dict[str, str]:
+    """A stream waits for an event behind a collective whose peer is gone: it stops as well."""
+    if r.rank == r.world - 1:
+        return {"error": "gone"}
+    acl, event, waiting = r.device.acl, c_void_p(), Device()
+    mine, room = r.device.put(r.numbers(2)), r.device.put([0.0] * 8)
+    r.call("HcclAllReduce", mine, room, c_uint64(2), FLOAT32, SUM)
+    assert acl.aclrtCreateEvent(byref(event)) == 0
+    assert acl.aclrtRecordEvent(event, r.device.stream) == 0
+    assert acl.aclrtStreamWaitEvent(waiting.stream, event) == 0
+    return {"error": waiting.wait()}
+
+
 def no_float64(r: Rank) -> dict[str, str]:
     """HCCL reduces no float64."""
     mine, room = r.device.put(r.numbers(4)), r.device.put([0.0] * 4)
@@ -224,6 +237,7 @@ CASES: dict[str, Callable[[Rank], object]] = {
         different_calls,
         unequal_counts,
         lost_peer,
+        lost_peer_in_another_stream,
         no_float64,
     )
 }

@@ -16,6 +16,8 @@ namespace sim {
 struct Task {
   std::function<void()> work;
   const char* what;
+  // What is to happen instead where the stream has failed, and why it has.
+  std::function<void(const std::string&)> dropped = nullptr;
 };
 
 class Stream {
@@ -80,12 +82,15 @@ class Stream {
 
   // After an error the chip drops what is left in the stream until somebody asks for the error.
   void run(Task& task) {
-    if (error_) return;
+    if (error_) {
+      if (task.dropped) task.dropped(why_);
+      return;
+    }
     try {
       task.work();
     } catch (const std::exception& e) {
-      error_ =
-          fail(kAicoreException, "kernel " + std::string(kernel_name(task.what)) + " failed: " + e.what());
+      why_ = "kernel " + std::string(kernel_name(task.what)) + " failed: " + e.what();
+      error_ = fail(kAicoreException, why_);
     }
   }
 
@@ -95,6 +100,7 @@ class Stream {
   std::deque<Task> queue_;
   std::thread thread_;
   std::atomic<int> error_{kOk};
+  std::string why_;  // of the last error; the stream's own work reads and writes it
   bool stop_ = false, busy_ = false;
 };
 
@@ -119,15 +125,27 @@ Stream* stream_of(void* handle) {
   return handle ? static_cast<Stream*>(handle) : by_default;
 }
 
-struct Event {  // counts its records: a wait belongs to the last record before it
+// Counts its records: a wait belongs to the last record before it. A record that its stream dropped after an
+// error hands that on: MindSpore has a stream stop on failure, and then those of its context stop as well
+// (hicann/runtime, docs/api_docs/aclrtSetStreamFailureMode.md: Atlas A2, A3).
+struct Event {
   std::mutex mutex;
   std::condition_variable recorded;
   uint64_t asked = 0, reached = 0;
   double time_us = 0;
+  std::string error;  // empty: the work before the record is done
 
-  void wait(uint64_t record) {
+  std::string wait(uint64_t record) {
     std::unique_lock<std::mutex> lock(mutex);
     recorded.wait(lock, [&] { return reached >= record; });
+    return error;
+  }
+  void reach(uint64_t record, const std::string& why, double now) {
+    std::lock_guard<std::mutex> lock(mutex);
+    reached = record;
+    error = why;
+    time_us = now;
+    recorded.notify_all();
   }
   uint64_t last() {
     std::lock_guard<std::mutex> lock(mutex);
@@ -208,20 +226,20 @@ API int aclrtRecordEvent(void* handle, void* stream) {
     std::lock_guard<std::mutex> lock(e->mutex);
     record = ++e->asked;
   }
-  auto reach = [=] {
-    std::lock_guard<std::mutex> lock(e->mutex);
-    e->reached = record;
-    e->time_us = now_us();
-    e->recorded.notify_all();
-  };
-  enqueue(stream, reach, "event record");
+  auto reach = [=](const std::string& error) { e->reach(record, error, now_us()); };
+  stream_of(stream)->push({[=] { reach(""); }, "event record", reach}, false);
   return kOk;
 }
 API int aclrtStreamWaitEvent(void* stream, void* handle) {
   auto* e = static_cast<Event*>(handle);
   uint64_t record = e->last();
   enqueue(
-      stream, [=] { e->wait(record); }, "event wait");
+      stream,
+      [=] {
+        if (auto error = e->wait(record); !error.empty())
+          throw std::runtime_error("in the stream that it waits for, " + error);
+      },
+      "event wait");
   return kOk;
 }
 API int aclrtStreamWaitEventWithTimeout(void* s, void* e, int32_t) { return aclrtStreamWaitEvent(s, e); }
@@ -229,14 +247,13 @@ API int aclrtResetEvent(void*, void*) { return kOk; }
 API int aclrtSynchronizeEvent(void* handle) {
   count(Count::kEventSyncs);
   auto* e = static_cast<Event*>(handle);
-  e->wait(e->last());
-  return kOk;
+  return e->wait(e->last()).empty() ? kOk : kAicoreException;
 }
 API int aclrtQueryEventStatus(void* handle, int* status) {
   auto* e = static_cast<Event*>(handle);
   std::lock_guard<std::mutex> lock(e->mutex);
   *status = e->reached >= e->asked ? 1 : 0;
-  return kOk;
+  return e->error.empty() ? kOk : kAicoreException;
 }
 API int aclrtQueryEventWaitStatus(void* e, int* status) { return aclrtQueryEventStatus(e, status); }
 API int aclrtEventElapsedTime(float* ms, void* from, void* to) {
