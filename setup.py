@@ -67,7 +67,7 @@ setup(
     python_requires=compat["PYTHON"],
     packages=packages,
     package_dir={"mindspeed_ms": "bridge", "mindspeed_ms.patches": "patches"},
-    package_data={"mindspeed_ms": ["py.typed", "*.pyi", "*/*.json"]},
+    package_data={"mindspeed_ms": ["py.typed", "*.pyi", "*/*.json", "*/*/*.json"]},
     ext_modules=[runtime, native],
     cmdclass={"build_ext": BuildExtension},
     install_requires=[

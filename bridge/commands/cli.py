@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mindspeed_ms import __version__
-from mindspeed_ms.commands import calibrate, coverage, doctor, env, patches, run
+from mindspeed_ms.commands import calibrate, coverage, doctor, env, patches, run, selftest
 from mindspeed_ms.commands.errors import CommandError
 
 COMMANDS = {
     "run": run,
     "doctor": doctor,
+    "selftest": selftest,
     "calibrate": calibrate,
     "coverage": coverage,
     "patches": patches,

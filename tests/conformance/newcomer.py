@@ -96,7 +96,7 @@ def _supported(package: str) -> dict[str, str]:
 CODE = ("bridge/", "patches/", "csrc/", "examples/", "setup.py", "pyproject.toml")
 CHANGES = (
     Change("A lowering", _lowerings, ("bridge/ops", "csrc/aten", "tests/unit")),
-    Change("A fused kernel", _kernels, ("bridge/kernels", "tests/unit/kernel_samples.py")),
+    Change("A fused kernel", _kernels, ("bridge/kernels",)),
     Change("Its form on the CPU", _csrc_forms, ("csrc/kernels",)),
     Change("Its form on Ascend", _ascend_forms, ("bridge/kernels", "tests/cann/test_")),
     Change("A patch", _patches, ("patches/", "tests/unit")),

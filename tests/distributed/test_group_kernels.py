@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
-from kernel_samples import OF_A_GROUP
+from mindspeed_ms.kernels.samples import OF_A_GROUP
 
 pytestmark = pytest.mark.distributed
 

@@ -11,10 +11,24 @@ from contextlib import contextmanager
 import mindspeed_ms.patch  # noqa: F401 - the device
 import pytest
 import torch
-from kernel_samples import MADE_OF_KERNELS
 from mindspeed_ms import kernels
 from mindspeed_ms.kernels import aten, matmul
 from mindspeed_ms.kernels.weight_gradient import accumulate_weight_gradient
+
+#: Public functions that put other kernels together, or make integers: they follow their parts.
+MADE_OF_KERNELS = (
+    "cached_attention",
+    "context_parallel_attention",
+    "context_parallel_packed_attention",
+    "grouped_weight_gradient",
+    "latent_key_value",
+    "latent_query",
+    "load_balancing_loss",
+    "packed_positions",
+    "packed_segments",
+    "paged_rows",
+    "permutation",
+)
 
 THREADS = (1, 2, 3)
 DTYPES = (torch.float32, torch.bfloat16)

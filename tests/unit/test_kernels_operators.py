@@ -8,9 +8,9 @@ from typing import Any
 import mindspeed_ms.patch  # noqa: F401 - the device
 import pytest
 import torch
-from kernel_samples import OF_A_GROUP, SAMPLES, Draw
 from mindspeed_ms import kernels
 from mindspeed_ms.kernels.operator import OPERATORS
+from mindspeed_ms.kernels.samples import OF_A_GROUP, SAMPLES, Draw
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 

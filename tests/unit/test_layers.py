@@ -39,6 +39,7 @@ WHY_LATER: dict[str, dict[str, str]] = {
         "commands.doctor": "comm ops patch patches routes torch",
         "commands.patches": "patch patches",
         "commands.run": "patch",
+        "commands.selftest": "device",
     },
     "what a script never asks for, it does not load: process groups": {
         "comm.names": "comm.groups comm.process_group comm.topology",

@@ -1,4 +1,4 @@
-"""Sample arguments of every operator of mindspeed_ms.kernels: what opcheck and the Ascend parity tests call.
+"""Sample arguments of every operator of mindspeed_ms.kernels: what opcheck, selftest and tests call.
 
 Operators of gradients have no rows: the gradient of a sample calls them.
 """
@@ -161,7 +161,10 @@ SAMPLES: dict[str, list[Sample]] = {
         lambda draw: (draw(10, 16), None, 1, 4, 0, 0, 2.0),
         lambda draw: (draw(10, 16), draw(16, dtype=torch.float32, grad=False), 2, 4, 4, 2, 2.5),
     ],
-    "auxiliary_scores": [lambda draw, code=code: (draw(10, 16), None, code, 4, 0, 0, 1.0) for code in (0, 2)],
+    "auxiliary_scores": [
+        lambda draw: (draw(10, 16), None, 0, 4, 0, 0, 1.0),
+        lambda draw: (draw(10, 16), None, 2, 4, 0, 0, 1.0),
+    ],
     "gather_rows": [
         lambda draw: (draw(10, 32), draw.tensor(PLACES), None),
         lambda draw: (draw(10, 32, grad=False), draw.tensor(PLACES), draw(20, grad=False)),
@@ -221,8 +224,8 @@ SAMPLES: dict[str, list[Sample]] = {
         lambda draw: scan(draw, None, None, draw.tensor(SEQUENCES), 4),
     ],
     "ring_step": [
-        lambda draw, causal=causal: (*(draw(*shape, grad=False) for shape in (QUERY, KEY, (8, 2, 2, 16))),
-                                     causal, 0.2) for causal in (True, False)
+        lambda draw: (*(draw(*shape, grad=False) for shape in (QUERY, KEY, (8, 2, 2, 16))), True, 0.2),
+        lambda draw: (*(draw(*shape, grad=False) for shape in (QUERY, KEY, (8, 2, 2, 16))), False, 0.2),
     ],
     "ring_merge": [
         lambda draw: (*partial(draw), *partial(draw)),
@@ -237,18 +240,3 @@ OF_A_GROUP = {
     "row_linear": ((8, 6), (5, 6)),
     "row_linear_backward": ((8, 6), (6, 5)),
 }
-
-#: Public functions that put other kernels together, or make integers: they follow their parts.
-MADE_OF_KERNELS = (
-    "cached_attention",
-    "context_parallel_attention",
-    "context_parallel_packed_attention",
-    "grouped_weight_gradient",
-    "latent_key_value",
-    "latent_query",
-    "load_balancing_loss",
-    "packed_positions",
-    "packed_segments",
-    "paged_rows",
-    "permutation",
-)
