@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from . import build
+from . import branches, build
 
 
 @pytest.mark.timeout(900)  # the first test of the session that needs the libraries compiles them
@@ -19,3 +19,7 @@ def test_the_libraries_are_built_once(cann_root: Path) -> None:
 
 def test_nothing_before_the_root_is_called_cann(cann_root: Path) -> None:
     assert "cann" not in str(cann_root.parent)
+
+
+def test_every_branch_on_target_ascend_has_a_test(capsys: pytest.CaptureFixture[str]) -> None:
+    assert branches.main() == 0, capsys.readouterr().err

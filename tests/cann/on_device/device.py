@@ -233,9 +233,12 @@ def test_memory_is_counted_by_the_device():
     del block
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() - before < MEGABYTE
+    assert torch.cuda.max_memory_allocated() - before >= 32 * MEGABYTE
+    torch.cuda.reset_peak_memory_stats()
+    assert torch.cuda.max_memory_allocated() - before < MEGABYTE
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() < held
-    assert free <= torch.cuda.mem_get_info()[1]
+    assert free <= torch.cuda.mem_get_info()[1] == torch.cuda.get_device_properties(0).total_memory
 
 
 def test_an_empty_tensor_takes_no_memory_of_the_host():
