@@ -68,7 +68,7 @@ class Operator:
         composite: the reference in torch operators; takes any floating dtype.
         csrc: on raw pointers, for float32, bfloat16 and float16 in host memory; by default the composite.
         mindspore: on MindSpore tensors, the operators of Ascend; by default the composite.
-        refusal: why the mindspore form does not take these arguments, or None.
+        refusal: why the mindspore form does not take these arguments, or None. None takes empty ones.
         gradient: None for an operator that is not differentiable, as all gradients are.
         lower: under autocast floating tensors are cast to its dtype, as torch does for products. Others are
             left as they are: kernels compute in float32 whatever they are given.
@@ -163,10 +163,18 @@ def _chosen(
         decides = [args[i] for i in positions]
         if lists:
             decides = _tensors(decides)
-        refused = None if refusal is None else partial(refusal, *args)
-        return forms[choose(name, *decides, refusal=refused)](*args)
+        return forms[choose(name, *decides, refusal=partial(_refused, refusal, decides, args))](*args)
 
     return kernel
+
+
+def _refused(
+    refusal: Callable[..., str | None] | None, decides: Sequence[Tensor | None], args: tuple[Any, ...]
+) -> str | None:
+    """Why the mindspore form does not take a call; MindSpore's operators raise for empty tensors."""
+    if any(tensor is not None and not tensor.numel() for tensor in decides):
+        return "a tensor has no elements"
+    return refusal(*args) if refusal else None
 
 
 def _writing(kernel: Form, written: Sequence[int]) -> Form:

@@ -343,18 +343,20 @@ def _sgd_composite(
             copies[i].copy_(p)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    """Of norms: Ascend computes no float64."""
-    return torch.float32 if x.device.type == "npu" and on_ascend() else torch.float64
+def _wide(tensors: Sequence[Tensor]) -> torch.dtype:
+    """Of norms: Ascend computes no float64; the host computes float64 tensors, which stay as wide."""
+    double = any(x.dtype == torch.float64 for x in tensors)
+    narrow = tensors[0].device.type == "npu" and on_ascend() and not double
+    return torch.float32 if narrow else torch.float64
 
 
 def _scale_composite(
     inputs: list[Tensor], outputs: list[Tensor], scale: float, want_norms: bool
 ) -> tuple[Tensor, Tensor]:
     found = ~torch.stack([torch.isfinite(x).all() for x in inputs]).all()
-    norms = torch.empty(0, dtype=_wide(inputs[0]), device=inputs[0].device)
+    norms = torch.empty(0, dtype=_wide(inputs), device=inputs[0].device)
     if want_norms:
-        norms = torch.stack([torch.linalg.vector_norm(x * scale, dtype=_wide(x)) for x in inputs])
+        norms = torch.stack([torch.linalg.vector_norm(x * scale, dtype=_wide(inputs)) for x in inputs])
     for x, out in zip(inputs, outputs, strict=bool(outputs)):
         out.copy_(x * scale)
     return found, norms
@@ -445,7 +447,7 @@ def _fake_scale(
     inputs: list[Tensor], outputs: list[Tensor], scale: float, want_norms: bool
 ) -> tuple[Tensor, Tensor]:
     found = torch.empty((), dtype=torch.bool, device=inputs[0].device)
-    return found, torch.empty_like(found, dtype=_wide(inputs[0])).new_empty(len(inputs) if want_norms else 0)
+    return found, torch.empty_like(found, dtype=_wide(inputs)).new_empty(len(inputs) if want_norms else 0)
 
 
 def _in_place(scaled: Any) -> Any:
@@ -493,7 +495,7 @@ _SCALE_IN_PLACE = Operator(
 _L2_NORM = Operator(
     "l2_norm(Tensor[] tensors) -> Tensor",
     decides=("tensors",),
-    fake=lambda tensors: torch.empty((), dtype=_wide(tensors[0]), device=tensors[0].device),
+    fake=lambda tensors: torch.empty((), dtype=_wide(tensors), device=tensors[0].device),
     composite=partial(_l2_norm, _scale_composite),
     csrc=partial(_l2_norm, _scale_csrc),
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import mindspeed_ms.patch  # noqa: F401 - the device
 import pytest
 import torch
+from mindspeed_ms import kernels as public
 from mindspeed_ms.commands.selftest import kernels
 from mindspeed_ms.commands.selftest.rows import FLOATS, Check
 from mindspeed_ms.kernels.operator import OPERATORS
@@ -53,3 +54,33 @@ def test_against_float64(name, number, dtype):
         assert not forms & ran, f"{name} takes it: take it out of the refused ones"
     elif OPERATORS[name].on_mindspore:
         assert forms <= ran, f"MindSpore's operators did not run: {sorted(ran)}"
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "layer_norm", "topk_router", "scaled_softmax"])
+def test_nothing_to_compute(name):
+    """MindSpore's operators raise for tensors without elements: the composite runs, which says why."""
+    calls = {
+        "rms_norm": lambda x: public.rms_norm(x, torch.ones(24, device="npu")),
+        "layer_norm": lambda x: public.layer_norm(x, *torch.ones(2, 24, device="npu")),
+        "topk_router": lambda x: public.topk_router(x, 2)[0],
+        "scaled_softmax": public.scaled_softmax,
+    }
+    x = torch.empty(0, 24, device="npu", requires_grad=True)
+    coverage.reset()
+    result = calls[name](x)
+    result.sum().backward()
+    assert not len(result)
+    assert x.grad.shape == x.shape
+    rows = [row for row in coverage.report()["rows"] if row["op"].startswith("mindspeed_ms::")]
+    assert {row["route"] for row in rows} == {"composite"}
+    assert {row["why"] for row in rows} == {"refused: a tensor has no elements"}
+
+
+def test_norms_of_float64():
+    x, y = torch.tensor([1e30, 0.0]), torch.tensor([3.0, 4.0])
+    tensors = [t.to("npu", torch.float64) for t in (x, y)]
+    assert public.multi_scale(tensors, 1e30, want_norms=True) == (False, pytest.approx([1e60, 5e30]))
+    assert public.multi_scale([*tensors, y.npu()], 2.0, want_norms=True)[1] == pytest.approx(
+        [2e30, 10.0, 10.0]
+    )
+    assert public.l2_norm([tensors[1]]) == pytest.approx(5.0)
