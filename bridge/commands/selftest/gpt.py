@@ -143,8 +143,11 @@ def train(
     if config.bf16:
         model = Float16Module(config, model)
     model = DistributedDataParallel(config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), model)
-    options = {"bf16": config.bf16, "params_dtype": dtype, "lr": 2e-3, "min_lr": 0.0, "weight_decay": 0.01}
-    optimizer = get_megatron_optimizer(OptimizerConfig(optimizer="adam", clip_grad=1.0, **options), [model])
+    # A large epsilon: with Adam's own, a gradient that is nothing but rounding moves its weight by a whole
+    # step, and a token may go to another expert for it.
+    options = {"optimizer": "adam", "adam_eps": 1e-5, "lr": 2e-3, "min_lr": 0.0, "weight_decay": 0.01}
+    kind = {"bf16": config.bf16, "params_dtype": dtype, "clip_grad": 1.0}
+    optimizer = get_megatron_optimizer(OptimizerConfig(**options, **kind), [model])
     positions = torch.arange(LENGTH, device="cuda").expand(BATCH, -1)
     mask = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool, device="cuda").triu(1)
 
