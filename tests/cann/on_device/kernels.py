@@ -84,3 +84,19 @@ def test_norms_of_float64():
         [2e30, 10.0, 10.0]
     )
     assert public.l2_norm([tensors[1]]) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(1, 16, 16), (6, 1, 4), (6, 4, 1)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_grouped_matmul_of_one_row_or_column(rows, inner, columns, turned):
+    """A gradient whose transposed matrix CANN cannot tell from another: the numbers are those of float64."""
+    torch.manual_seed(0)
+    x = torch.randn(rows, inner).bfloat16()
+    weights = torch.randn(2, *((columns, inner) if turned else (inner, columns))).bfloat16()
+    counts = [rows - rows // 2, rows // 2]
+    args = (x.npu().requires_grad_(), [w.npu().requires_grad_() for w in weights], counts, turned)
+    truth = tree_map_only(torch.Tensor, kernels.exact, args)
+    check = Check()
+    found, expected = (kernels.results("grouped_matmul", each) for each in (args, truth))
+    kernels.compare(check, torch.bfloat16, found, expected)
+    assert not check.wrong
