@@ -92,7 +92,7 @@ def refusal(
         (plan.differentiable_lse, "the operator has no gradient of the log-sum-exp"),
         (width % 16 or width > 512, "the operator takes head dimensions of multiples of 16 up to 512"),
         (value.shape[-1] > width, "the operator takes no values wider than the keys"),
-        (not tiled, "the operator takes packed sequences without padding, none empty"),
+        (not (tiled and sequences), "the operator takes packed sequences without padding, none empty"),
         (plan.segments is not None and windowed, "the operator takes no window over packed sequences"),
         ((windowed or plan.right == 0) and not aligned, "the operator aligns last tokens"),
     )

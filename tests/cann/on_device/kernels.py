@@ -100,3 +100,12 @@ def test_grouped_matmul_of_one_row_or_column(rows, inner, columns, turned):
     found, expected = (kernels.results("grouped_matmul", each) for each in (args, truth))
     kernels.compare(check, torch.bfloat16, found, expected)
     assert not check.wrong
+
+
+def test_attention_of_no_sequences():
+    """All rows are padding: MindSpore ends the process for lengths that are an empty list."""
+    x = torch.ones(2, 1, 16, device="npu", dtype=torch.bfloat16, requires_grad=True)
+    result = public.attention(x, x, x, segments=())
+    result.sum().backward()
+    assert not result.any()
+    assert not x.grad.any()
