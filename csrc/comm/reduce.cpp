@@ -4,10 +4,11 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "float16.h"
+
 namespace mindspeed_ms::comm {
 namespace {
 
-using Half = _Float16;
 struct Bf16 {
   uint16_t bits;
 };

@@ -16,6 +16,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "float16.h"
 #include "kernels/codes.h"
 #include "kernels/pool.h"
 

@@ -156,7 +156,7 @@ MSK_INLINE vf widen_f16(vh h) {
 #else
   vf y;
   for (int i = 0; i < kW; ++i)
-    y[i] = static_cast<float>(std::bit_cast<_Float16>(static_cast<std::uint16_t>(h[i])));
+    y[i] = static_cast<float>(std::bit_cast<Float16>(static_cast<std::uint16_t>(h[i])));
   return y;
 #endif
 }
@@ -168,7 +168,7 @@ MSK_INLINE vh narrow_f16(vf x) {
   return (vh)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   vh y;
-  for (int i = 0; i < kW; ++i) y[i] = std::bit_cast<std::uint16_t>(static_cast<_Float16>(x[i]));
+  for (int i = 0; i < kW; ++i) y[i] = std::bit_cast<std::uint16_t>(static_cast<Float16>(x[i]));
   return y;
 #endif
 }
@@ -246,13 +246,13 @@ MSK_INLINE float load1(const float* p) { return *p; }
 MSK_INLINE float load1(const bf16* p) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(p->bits) << 16);
 }
-MSK_INLINE float load1(const f16* p) { return static_cast<float>(std::bit_cast<_Float16>(p->bits)); }
+MSK_INLINE float load1(const f16* p) { return static_cast<float>(std::bit_cast<Float16>(p->bits)); }
 MSK_INLINE void store1(float* p, float x) { *p = x; }
 MSK_INLINE void store1(bf16* p, float x) {
   const auto u = std::bit_cast<std::uint32_t>(x);
   p->bits = x != x ? 0x7fc0 : static_cast<std::uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
-MSK_INLINE void store1(f16* p, float x) { p->bits = std::bit_cast<std::uint16_t>(static_cast<_Float16>(x)); }
+MSK_INLINE void store1(f16* p, float x) { p->bits = std::bit_cast<std::uint16_t>(static_cast<Float16>(x)); }
 
 // ---- reductions within a vector -------------------------------------------------------------------------
 
