@@ -76,6 +76,8 @@ PRIVATE_TORCH = {
     "torch.distributed.distributed_c10d._get_default_timeout": "MindSpore's groups wait as long as torch's",
     "torch.distributed.distributed_c10d._resolve_process_group": "operators take groups by name",
     "torch.distributed.distributed_c10d._world": "every group, and the backend name that it answers with",
+    "torch.utils._pytree.tree_leaves": "selftest compares whatever an operator returns",
+    "torch.utils._pytree.tree_map_only": "selftest casts and moves the tensors among sample arguments",
 }
 """Private names of torch that the package calls, and for what: look here first when torch is renewed.
 

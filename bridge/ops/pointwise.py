@@ -39,6 +39,9 @@ def _call(name: str, *fields: str) -> Sample:
     return lambda s: getattr(torch, name)(*(getattr(s, field) for field in fields))
 
 
+POSITIVE = frozenset(("log", "log1p", "reciprocal", "rsqrt", "sqrt"))
+"""Functions that are not defined, or without bound, for some of the numbers of a normal sample."""
+
 # ---- one tensor
 
 
@@ -47,7 +50,7 @@ def _unary(
 ) -> None:
     row(
         f"aten::{name}",
-        _call(name, "p"),
+        _call(name, "p" if name in POSITIVE else "x"),
         cpu=Kernel(function, FLOATS, (fence,) if fence else ()),
         ascend=Kernel(ascend or function, ASCEND_FLOATS),
         csrc=csrc_forms.unary(name) if csrc else None,

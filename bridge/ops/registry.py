@@ -173,12 +173,14 @@ def row(
 
     Raises:
         LookupError: torch has no such functional operator.
-        ValueError: it has a row already, or a lowering would lose its gradient.
+        ValueError: it has a row already or no kernel, or a lowering would lose its gradient.
     """
     if name in table:
         raise ValueError(f"{name} has two lowerings; remove one.")
     if name not in NOT_DIFFERENTIABLE and _differentiated_by_parts(name):
         raise ValueError(f"{name} gets its gradient from the operators it is composed of; lower those.")
+    if cpu is ascend is csrc is None:
+        raise ValueError(f"{name} has a row without a kernel; give it one or remove it.")
     if ascend is None and cpu is not None:
         ascend = Kernel(cpu.function, _on_ascend(cpu.dtypes))
     options = (key_arg, mixed, promotes, strided)

@@ -69,6 +69,11 @@ def test_a_row_without_a_sample_cannot_be_written() -> None:
         registry.row("aten::flip", cpu=registry.Kernel(torch.ceil, registry.FLOATS))
 
 
+def test_a_row_without_a_kernel_cannot_be_written() -> None:
+    with pytest.raises(ValueError, match="a row without a kernel"):
+        registry.row("aten::flip", lambda s: s.x.flip(0))
+
+
 def test_every_operator_of_the_table_of_routes_has_a_row() -> None:
     assert {name for name, entry in registry.table.items() if entry.handle is None} == {
         name for name, entry in registry.table.items() if not entry.kernels()
