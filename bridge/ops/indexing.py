@@ -265,7 +265,8 @@ row(
 def scatter_src(x: ms.Tensor, dim: int, index: ms.Tensor, source: ms.Tensor) -> Any:
     if not x.shape or index.shape != source.shape or not _inside(index, x.shape[dim]):
         return NotImplemented
-    return mint.scatter(x, dim, index, source)
+    # After other calls mint.scatter goes by the shape of an earlier index (int64, MindSpore 2.10.0).
+    return ops.tensor_scatter_elements(x, index, source, dim)
 
 
 def ascend_scatter_src(x: ms.Tensor, dim: int, index: ms.Tensor, source: ms.Tensor) -> Any:
@@ -284,7 +285,7 @@ row(
 def scatter_value(x: ms.Tensor, dim: int, index: ms.Tensor, value: float) -> Any:
     if not x.shape or not _inside(index, x.shape[dim]):
         return NotImplemented
-    return mint.scatter(x, dim, index, ops.full(index.shape, value, dtype=x.dtype))
+    return ops.tensor_scatter_elements(x, index, ops.full(index.shape, value, dtype=x.dtype), dim)
 
 
 def ascend_scatter_value(x: ms.Tensor, dim: int, index: ms.Tensor, value: float) -> Any:
