@@ -629,7 +629,6 @@ PROGRAMS = (
 
 OPAQUE_GAPS = {
     inplace_overlapping_out: "lowerings do not refuse an out= that overlaps an input",
-    conj_view: "copies to the host drop the lazy conjugation",
 }
 """Known differences of opaque memory."""
 
