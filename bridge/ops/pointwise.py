@@ -136,40 +136,27 @@ row(
 row("aten::bitwise_not", lambda s: torch.bitwise_not(s.x), cpu=Kernel(_not, BOOL))
 
 
-def add(x: Any, y: Any, alpha: float) -> Any:
-    return ag.add(x, y if alpha == 1 else ag.mul(y, alpha))
+def _sum(name: str, on_cpu: Any, on_ascend: Any) -> None:
+    """`alpha` times the second argument, added or taken away."""
+
+    def cpu(x: Any, y: Any, alpha: float) -> Any:
+        return on_cpu(x, y if alpha == 1 else ag.mul(y, alpha))
+
+    def ascend(x: Any, y: Any, alpha: float) -> Any:
+        return on_ascend(x if isinstance(x, ms.Tensor) else filled(x, y), y, alpha=alpha)
+
+    row(
+        f"aten::{name}.Tensor",
+        _call(name, "x", "p"),
+        cpu=Kernel(cpu, NUMBERS),
+        ascend=Kernel(ascend, ASCEND_NUMBERS),
+        csrc=csrc_forms.binary(name),
+        promotes=True,
+    )
 
 
-def ascend_add(x: Any, y: Any, alpha: float) -> Any:
-    return mint.add(x if isinstance(x, ms.Tensor) else filled(x, y), y, alpha=alpha)
-
-
-row(
-    "aten::add.Tensor",
-    lambda s: torch.add(s.x, s.p),
-    cpu=Kernel(add, NUMBERS),
-    ascend=Kernel(ascend_add, ASCEND_NUMBERS),
-    csrc=csrc_forms.binary("add"),
-    promotes=True,
-)
-
-
-def sub(x: Any, y: Any, alpha: float) -> Any:
-    return ag.sub(x, y if alpha == 1 else ag.mul(y, alpha))
-
-
-def ascend_sub(x: Any, y: Any, alpha: float) -> Any:
-    return mint.sub(x if isinstance(x, ms.Tensor) else filled(x, y), y, alpha=alpha)
-
-
-row(
-    "aten::sub.Tensor",
-    lambda s: torch.sub(s.x, s.p),
-    cpu=Kernel(sub, NUMBERS),
-    ascend=Kernel(ascend_sub, ASCEND_NUMBERS),
-    csrc=csrc_forms.binary("sub"),
-    promotes=True,
-)
+_sum("add", ag.add, mint.add)
+_sum("sub", ag.sub, mint.sub)
 
 
 def ascend_mul(x: Any, y: Any) -> Any:

@@ -26,7 +26,6 @@ from mindspeed_ms.ops.registry import (
 Tensor = torch.Tensor
 
 _cumsum = ag.CumSum()
-_all, _any = ag.ReduceAll, ag.ReduceAny
 
 
 def _axes(x: ms.Tensor, dim: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -192,47 +191,31 @@ row(
 # ---- all, any
 
 
-def all_(x: ms.Tensor) -> ms.Tensor:
-    return _reduce(_all, False)(x)
+def _truth(name: str, primitive: Any, on_ascend: Any) -> None:
+    """Whether all, or any, are true: of everything, and along a dimension."""
+
+    def everything(x: ms.Tensor) -> ms.Tensor:
+        return _reduce(primitive, False)(x)
+
+    def along(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
+        return _reduce(primitive, keepdim)(x, (dim,)) if x.shape else NotImplemented
+
+    def ascend_along(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
+        return on_ascend(x, dim, keepdim) if x.shape else NotImplemented
+
+    row(
+        f"aten::{name}",
+        lambda s: getattr(torch, name)(s.x),
+        cpu=Kernel(everything, BOOL),
+        ascend=Kernel(on_ascend, ASCEND_ALL),
+    )
+    row(
+        f"aten::{name}.dim",
+        lambda s: getattr(torch, name)(s.x, -1),
+        cpu=Kernel(along, BOOL),
+        ascend=Kernel(ascend_along, ASCEND_ALL),
+    )
 
 
-row("aten::all", lambda s: s.x.all(), cpu=Kernel(all_, BOOL), ascend=Kernel(mint.all, ASCEND_ALL))
-
-
-def any_(x: ms.Tensor) -> ms.Tensor:
-    return _reduce(_any, False)(x)
-
-
-row("aten::any", lambda s: s.x.any(), cpu=Kernel(any_, BOOL), ascend=Kernel(mint.any, ASCEND_ALL))
-
-
-def all_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
-    return _reduce(_all, keepdim)(x, (dim,)) if x.shape else NotImplemented
-
-
-def ascend_all_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
-    return mint.all(x, dim, keepdim) if x.shape else NotImplemented
-
-
-row(
-    "aten::all.dim",
-    lambda s: s.x.all(-1),
-    cpu=Kernel(all_dim, BOOL),
-    ascend=Kernel(ascend_all_dim, ASCEND_ALL),
-)
-
-
-def any_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
-    return _reduce(_any, keepdim)(x, (dim,)) if x.shape else NotImplemented
-
-
-def ascend_any_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
-    return mint.any(x, dim, keepdim) if x.shape else NotImplemented
-
-
-row(
-    "aten::any.dim",
-    lambda s: s.x.any(-1),
-    cpu=Kernel(any_dim, BOOL),
-    ascend=Kernel(ascend_any_dim, ASCEND_ALL),
-)
+_truth("all", ag.ReduceAll, mint.all)
+_truth("any", ag.ReduceAny, mint.any)
