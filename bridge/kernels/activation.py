@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms._native.kernels import ACTIVATIONS as CODES
-from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, native, pointer
 from mindspeed_ms.kernels.operator import (
     Operator,
     composite_gradient,
@@ -137,9 +137,7 @@ def _rows(x: Tensor) -> int:
 def _activation_csrc(x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     x, bias, cols = _dense(x, bias)
     y = torch.empty_like(x)
-    launch(
-        "activation_forward",
-        x,
+    native().activation_forward(
         activation=ACTIVATIONS[activation][0],
         x=pointer(x),
         bias=pointer(bias),
@@ -158,9 +156,7 @@ def _activation_csrc_backward(
     x, bias, cols = _dense(x, bias)
     dy, dx = dy.contiguous(), torch.empty_like(x)
     dbias = None if bias is None else torch.empty_like(bias)
-    launch(
-        "activation_backward",
-        x,
+    native().activation_backward(
         activation=ACTIVATIONS[activation][0],
         dy=pointer(dy),
         x=pointer(x),
@@ -190,9 +186,7 @@ def _glu_csrc(
     x, bias, cols = _dense(x, bias)
     weights = None if weights is None else weights.float().contiguous()
     y = x.new_empty(*x.shape[:-1], cols // 2)
-    launch(
-        "glu_forward",
-        x,
+    native().glu_forward(
         activation=ACTIVATIONS[activation][0],
         x=pointer(x),
         bias=pointer(bias),
@@ -222,9 +216,7 @@ def _glu_csrc_backward(
     dy, dx = dy.contiguous(), torch.empty_like(x)
     dbias = None if bias is None else torch.empty_like(bias)
     dweights = None if weights is None else x.new_zeros(_rows(x), dtype=torch.float32)
-    launch(
-        "glu_backward",
-        x,
+    native().glu_backward(
         activation=ACTIVATIONS[activation][0],
         dy=pointer(dy),
         x=pointer(x),

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 import torch
 from mindspeed_ms import _runtime
 from mindspeed_ms._native import kernels as _native
-from mindspeed_ms.routes import counted
 
 #: Storage types of the native kernels and their codes.
 DTYPE_CODES: dict[torch.dtype, int] = {getattr(torch, name): code for name, code in _native.DTYPES.items()}
@@ -24,12 +22,6 @@ def native() -> ModuleType:
         _native.set_threads(wanted)
         _threads = wanted
     return _native
-
-
-def launch(kernel: str, tensor: torch.Tensor, *arguments: Any, **named: Any) -> Any:
-    """Calls a native kernel on raw arguments, counted under its name, with the dtype of `tensor`."""
-    with counted(kernel, tensor):
-        return getattr(native(), kernel)(*arguments, **named)
 
 
 def version(tensor: torch.Tensor) -> int | None:

@@ -79,7 +79,7 @@ def _ring(
     def refusal() -> str | None:
         return ring_attention.unfit(query, key, value, options["dropout"], sink)
 
-    if choose("ring_step", query, key, value, refusal=refusal) == "mindspore":
+    if choose("ring_step", query, key, value, refusal=refusal)[0] == "mindspore":
         scale = 1.0 / math.sqrt(query.shape[-1]) if options["scale"] is None else float(options["scale"])
         return ring_attention.ring_attention(query, key, value, ranks, causal, scale)
     half = query.shape[0] // 2

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mindspeed_ms.comm.names import group_named
-from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, native, pointer
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
 
 Tensor = torch.Tensor
@@ -149,11 +149,9 @@ def _csrc(
     peak = torch.empty(rows, **wide)
     sums = torch.empty((3 if smoothing else 2, rows), **wide)
     if vocabulary.group is not None:
-        launch("cross_entropy_max", logits, pointer(logits), pointer(peak), rows, cols, code)
+        native().cross_entropy_max(pointer(logits), pointer(peak), rows, cols, code)
         vocabulary.reduce(peak, dist.ReduceOp.MAX)
-    launch(
-        "cross_entropy_sums",
-        logits,
+    native().cross_entropy_sums(
         logits=pointer(logits),
         peak=pointer(peak),
         target=pointer(ids),
@@ -168,7 +166,7 @@ def _csrc(
     # The sum of logits stays local: Megatron smooths over the rank's own columns.
     vocabulary.reduce(sums[:2])
     loss = torch.empty(target.shape, **wide)
-    launch("cross_entropy_loss", logits, pointer(sums), pointer(loss), rows, cols, vocabulary.share)
+    native().cross_entropy_loss(pointer(sums), pointer(loss), rows, cols, vocabulary.share)
     return loss, peak, sums[0].clone()
 
 
@@ -184,9 +182,7 @@ def _csrc_into(
 ) -> None:
     vocabulary = Vocabulary.of(logits, label_smoothing, group)
     ids, grad = target.to(torch.int64).contiguous(), grad.float().contiguous()
-    launch(
-        "cross_entropy_grad",
-        logits,
+    native().cross_entropy_grad(
         logits=pointer(logits),
         peak=pointer(peak),
         sum=pointer(total),

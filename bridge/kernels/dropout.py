@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, native, pointer
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
 
 Tensor = torch.Tensor
@@ -69,9 +69,7 @@ def _csrc(x: Tensor, bias: Tensor | None, residual: Tensor, mask: Tensor | None,
     bias = None if bias is None else bias.contiguous()
     y = torch.empty_like(x)
     rows, cols = _sizes(x)
-    launch(
-        "dropout_add_forward",
-        x,
+    native().dropout_add_forward(
         x=pointer(x),
         bias=pointer(bias),
         residual=pointer(residual),
@@ -94,9 +92,7 @@ def _csrc_backward(
     if mask is None:
         if dbias is not None:
             code = dtype_code(dy)
-            launch(
-                "sum_first",
-                dy,
+            native().sum_first(
                 x=pointer(dy),
                 y=pointer(dbias),
                 rows=rows,
@@ -107,9 +103,7 @@ def _csrc_backward(
             )
         return None, dbias
     dx = torch.empty_like(dy)
-    launch(
-        "dropout_backward",
-        dy,
+    native().dropout_backward(
         dy=pointer(dy),
         mask=pointer(mask),
         dx=pointer(dx),

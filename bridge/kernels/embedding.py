@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, native, pointer
 from mindspeed_ms.kernels.operator import Operator
 
 
@@ -68,9 +68,7 @@ def _csrc_into(
     padding_idx: int,
     add: bool = True,
 ) -> None:
-    launch(
-        "embedding_backward",
-        rows,
+    native().embedding_backward(
         grad=pointer(rows),
         ids=pointer(ids),
         row_scale=pointer(scale),

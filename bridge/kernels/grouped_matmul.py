@@ -10,7 +10,7 @@ import torch
 from mindspeed_ms import _runtime
 from mindspeed_ms.kernels import matmul
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
-from mindspeed_ms.routes import counted, implementation
+from mindspeed_ms.routes import implementation
 
 Tensor = torch.Tensor
 
@@ -87,16 +87,6 @@ def _gradients(
     return dx, dweights
 
 
-def _csrc(x: Tensor, *rest: Any) -> Tensor:
-    with counted("grouped_matmul", x):
-        return _product(x, *rest)
-
-
-def _csrc_backward(dy: Tensor, *rest: Any) -> tuple[Tensor | None, list[Tensor]]:
-    with counted("grouped_matmul_backward", dy):
-        return _gradients(dy, *rest)
-
-
 def _mindspore(x: Any, weights: list[Any], counts: list[int], turned: bool) -> Any:
     """grouped_matmul_v4, whose groups end at given rows."""
     return _grouped(x, _stacked(weights), counts, turned)
@@ -170,7 +160,7 @@ _BACKWARD = Operator(
     decides=("x", "weights"),
     fake=_fake_backward,
     composite=_gradients,
-    csrc=_csrc_backward,
+    csrc=_gradients,
     mindspore=_mindspore_backward,
     refusal=_refusal_backward,
 )
@@ -195,7 +185,7 @@ _GROUPED_MATMUL = Operator(
     decides=("x", "weights"),
     fake=_fake,
     composite=_product,
-    csrc=_csrc,
+    csrc=_product,
     mindspore=_mindspore,
     refusal=_refusal,
     gradient=Gradient(_save, _gradient),

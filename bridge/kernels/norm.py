@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from mindspeed_ms.kernels.backend import DTYPE_CODES, dtype_code, launch, pointer
+from mindspeed_ms.kernels.backend import DTYPE_CODES, dtype_code, native, pointer
 from mindspeed_ms.kernels.operator import Gradient, Operator, gradients
 
 Tensor = torch.Tensor
@@ -145,9 +145,7 @@ def _csrc(
     total = None if residual is None else torch.empty_like(y)
     residual, weight, bias = (None if t is None else t.contiguous() for t in (residual, weight, bias))
     rstd, mean = _statistics(x, rows, center)
-    launch(
-        "norm_forward",
-        x,
+    native().norm_forward(
         center=center,
         x=pointer(x),
         residual=pointer(residual),
@@ -184,9 +182,7 @@ def _csrc_backward(
     dy = dy.contiguous()
     weight, dtotal = (None if t is None else t.contiguous() for t in (weight, dtotal))
     parameter = next((p.dtype for p in (weight, bias) if p is not None), torch.float32)
-    launch(
-        "norm_backward",
-        x,
+    native().norm_backward(
         center=center,
         dy=pointer(dy),
         x=pointer(x),

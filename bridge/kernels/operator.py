@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from mindspeed_ms import device
+from mindspeed_ms import _runtime, device
 from mindspeed_ms.device import mindspore
 from mindspeed_ms.routes import choose, counted, declare
 from mindspeed_ms.routes.choice import NATIVE
@@ -99,7 +99,7 @@ class Operator:
         positions = tuple(names.index(name) for name in decides)
         lists = any("List" in str(arguments[i].type) for i in positions)
         forms: dict[str, Form | None] = {"csrc": csrc, "composite": composite}
-        forms["mindspore"] = mindspore and partial(_on_mindspore, self.name, mindspore)
+        forms["mindspore"] = mindspore and partial(_on_mindspore, mindspore)
         kernel = _chosen(self.name, forms, positions, lists, refusal)
         written = [i for i in self._tensors if arguments[i].is_write]
         if written:
@@ -160,10 +160,15 @@ def _chosen(
     """The kernel of a device: the form that `choose` names."""
 
     def kernel(*args: Any) -> Any:
+        _runtime.require_one_device(name, args)
         decides = [args[i] for i in positions]
         if lists:
             decides = _tensors(decides)
-        return forms[choose(name, *decides, refusal=partial(_refused, refusal, decides, args))](*args)
+        route, why = choose(name, *decides, refusal=partial(_refused, refusal, decides, args))
+        if route == "composite":
+            return forms[route](*args)  # counted as the operators in it
+        with counted(name, _tensors(args)[0], route, why):
+            return forms[route](*args)
 
     return kernel
 
@@ -338,10 +343,10 @@ def fake_like(x: Tensor) -> Tensor:
 # ---- MindSpore
 
 
-def _on_mindspore(name: str, form: Form, *args: Any) -> Any:
+def _on_mindspore(form: Form, *args: Any) -> Any:
     """A form on the memory of npu tensors: its results as npu tensors. Lists of tensors are lent, too."""
     lent = [_lend(value) for value in args]
-    with mindspore.alone(), counted(name, _tensors(args)[0], "mindspore"):
+    with mindspore.alone():
         found = form(*lent)
     return _adopt(found)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mindspeed_ms.comm.names import group_named
-from mindspeed_ms.kernels.backend import DTYPE_CODES, launch
+from mindspeed_ms.kernels.backend import DTYPE_CODES, native
 from mindspeed_ms.kernels.operator import Operator, fake_like
 from mindspeed_ms.routes import on_ascend
 
@@ -152,17 +152,17 @@ def _alike(kernel: str, first: Tensors, *others: Tensors) -> list[list[Tensor]]:
 
 
 def _groups(columns: Sequence[list[Tensor]], fp32: Sequence[int]) -> Iterator[tuple[bool, list, list[int]]]:
-    """Splits the lists by dtypes into calls of one kernel: (native?, columns, positions).
+    """Splits the lists by dtypes into calls of one kernel: (fitting?, columns, positions).
 
-    A position goes native when its tensors share one dense layout and those of the `fp32` columns are fp32.
+    A position fits csrc when its tensors share one dense layout and those of the `fp32` columns are fp32.
     """
     groups: dict[tuple[bool, tuple[torch.dtype, ...]], list[int]] = defaultdict(list)
     for i in range(len(columns[0])):
         row = [column[i] for column in columns if column]
-        native = all(not columns[k] or columns[k][i].dtype == torch.float32 for k in fp32)
-        groups[native and _same_dense_layout(row), tuple(x.dtype for x in row)].append(i)
-    for (native, _), positions in groups.items():
-        yield native, [[column[i] for i in positions] if column else [] for column in columns], positions
+        fitting = all(not columns[k] or columns[k][i].dtype == torch.float32 for k in fp32)
+        groups[fitting and _same_dense_layout(row), tuple(x.dtype for x in row)].append(i)
+    for (fitting, _), positions in groups.items():
+        yield fitting, [[column[i] for i in positions] if column else [] for column in columns], positions
 
 
 def _same_dense_layout(row: list[Tensor]) -> bool:
@@ -193,14 +193,12 @@ def _adam_csrc(
     *options: Any,
 ) -> None:
     eps, weight_decay, decoupled, bias_correction, maximize, grad_scale = options
-    for native, columns, _ in _groups((params, grads, exp_avgs, exp_avg_sqs, copies), fp32=(0, 2, 3)):
+    for fitting, columns, _ in _groups((params, grads, exp_avgs, exp_avg_sqs, copies), fp32=(0, 2, 3)):
         p, g, m, v, c = columns
-        if not native:
+        if not fitting:
             _adam_composite(p, g, m, v, c, step, lr, beta1, beta2, *options)
             continue
-        launch(
-            "adam",
-            p[0],
+        native().adam(
             params=_addresses(p),
             grads=_addresses(g),
             exp_avgs=_addresses(m),
@@ -226,14 +224,12 @@ def _sgd_csrc(
     params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], copies: list[Tensor], *options: Any
 ) -> None:
     lr, momentum, dampening, weight_decay, nesterov, first, maximize, grad_scale = options
-    for native, columns, _ in _groups((params, grads, buffers, copies), fp32=(0, 2)):
-        if not native:
+    for fitting, columns, _ in _groups((params, grads, buffers, copies), fp32=(0, 2)):
+        if not fitting:
             _sgd_composite(*columns, *options)
             continue
         p, g, b, c = columns
-        launch(
-            "sgd",
-            p[0],
+        native().sgd(
             params=_addresses(p),
             grads=_addresses(g),
             buffers=_addresses(b),
@@ -257,15 +253,13 @@ def _scale_csrc(
 ) -> tuple[Tensor, Tensor]:
     squares = torch.zeros(len(inputs) if want_norms else 0, dtype=torch.float64)
     found = torch.zeros((), dtype=torch.bool)
-    for native, (ins, outs), positions in _groups((inputs, outputs), fp32=()):
-        if not native:
+    for fitting, (ins, outs), positions in _groups((inputs, outputs), fp32=()):
+        if not fitting:
             flawed, norms = _scale_composite(ins, outs, scale, want_norms)
             part = norms.cpu().square()
         else:
             part = torch.zeros(len(ins) if want_norms else 0, dtype=torch.float64)
-            flawed = launch(
-                "scale_and_norm",
-                ins[0],
+            flawed = native().scale_and_norm(
                 ins=_addresses(ins),
                 outs=_addresses(outs),
                 square_sums=part.data_ptr() if want_norms else 0,

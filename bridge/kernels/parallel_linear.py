@@ -61,7 +61,7 @@ def takes_fused(kernel: str, x: Tensor, weight: Tensor, group: dist.ProcessGroup
 
     Who has a way of its own, with collectives beside the products, asks first.
     """
-    return choose(kernel, x, weight, refusal=lambda: _unfit(kernel, x, weight, group)) == "mindspore"
+    return choose(kernel, x, weight, refusal=lambda: _unfit(kernel, x, weight, group))[0] == "mindspore"
 
 
 def _unfit(kernel: str, x: Tensor, weight: Tensor, group: dist.ProcessGroup) -> str | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, native, pointer
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like, gradients
-from mindspeed_ms.routes import choose, implementation
+from mindspeed_ms.routes import choose, counted, implementation
 
 Tensor = torch.Tensor
 
@@ -36,17 +36,16 @@ def permutation(routing_map: Tensor, capacity: int | None = None, count: int = -
     # Kernels are chosen by floating dtypes; what matters here is where the map lies.
     if implementation(marks.new_empty(0, dtype=torch.float32)) == "csrc":
         pair = torch.empty(2, wanted, dtype=torch.int64, device=marks.device)
-        found = launch(
-            "moe_rows",
-            marks,
-            map=pointer(marks),
-            token_of_row=pointer(pair[0]),
-            expert_of_row=pointer(pair[1]),
-            tokens=tokens,
-            experts=experts,
-            capacity=-1 if capacity is None else capacity,
-            limit=wanted,
-        )
+        with counted("moe_rows", marks):
+            found = native().moe_rows(
+                map=pointer(marks),
+                token_of_row=pointer(pair[0]),
+                expert_of_row=pointer(pair[1]),
+                tokens=tokens,
+                experts=experts,
+                capacity=-1 if capacity is None else capacity,
+                limit=wanted,
+            )
         rows = Rows(pair[0], pair[1])
     else:
         rows = _permutation_composite(marks, capacity, wanted)
@@ -101,7 +100,7 @@ def permute(tokens: Tensor, routing_map: Tensor, count: int = -1) -> tuple[Tenso
     def refusal() -> str | None:
         return _irregular(tokens, routing_map, rows.token.shape[0])
 
-    if choose("permute", tokens, refusal=refusal) != "mindspore":
+    if choose("permute", tokens, refusal=refusal)[0] != "mindspore":
         return gather_rows(tokens, rows.token), back
     experts = routing_map.to(torch.bool).nonzero()[:, 1].to(torch.int32).view(tokens.shape[0], -1)
     permuted, places = _PERMUTE(tokens, experts)
@@ -131,7 +130,7 @@ def unpermute(x: Tensor, back: Tensor, tokens: int, probs: Tensor | None = None)
         (by_row is not None and by_row.dtype != x.dtype, "the operator takes weights of the rows' dtype"),
     )
     reason = next((why for refused, why in reasons if refused), None)
-    if choose("unpermute", x, by_row, refusal=reason) != "mindspore":
+    if choose("unpermute", x, by_row, refusal=reason)[0] != "mindspore":
         return combine_rows(x, back[1], tokens, by_row)
     weights = x.new_ones(back.shape[1]) if by_row is None else gather_rows(by_row, back[2])
     return _UNPERMUTE(x, back[2].to(torch.int32), weights.view(tokens, -1))
@@ -164,9 +163,7 @@ def _gather_csrc(x: Tensor, index: Tensor, weights: Tensor | None) -> Tensor:
     x, index = x.contiguous(), index.contiguous()
     weights = None if weights is None else weights.float().contiguous()
     y = x.new_empty(index.shape[0], *x.shape[1:])
-    launch(
-        "gather_rows",
-        x,
+    native().gather_rows(
         x=pointer(x),
         index=pointer(index),
         weight=pointer(weights),
@@ -183,9 +180,7 @@ def _combine_csrc(x: Tensor, index: Tensor, weights: Tensor | None, into: int) -
     x, index = x.contiguous(), index.contiguous()
     weights = None if weights is None else weights.float().contiguous()
     y = x.new_empty(into, *x.shape[1:])
-    launch(
-        "combine_rows",
-        x,
+    native().combine_rows(
         x=pointer(x),
         index=pointer(index),
         weight=pointer(weights),
@@ -201,9 +196,7 @@ def _combine_csrc(x: Tensor, index: Tensor, weights: Tensor | None, into: int) -
 def _dots_csrc(x: Tensor, dy: Tensor, index: Tensor) -> Tensor:
     x, dy, index = x.contiguous(), dy.contiguous(), index.contiguous()
     dots = torch.empty(index.shape[0], dtype=torch.float32, device=x.device)
-    launch(
-        "dot_rows",
-        x,
+    native().dot_rows(
         a=pointer(x),
         b=pointer(dy),
         index=pointer(index),

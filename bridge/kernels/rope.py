@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms._native.kernels import ROPE_LAYOUTS as LAYOUTS
-from mindspeed_ms.kernels.backend import dtype_code, launch, pointer, version
+from mindspeed_ms.kernels.backend import dtype_code, native, pointer, version
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like, gradients
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -193,9 +193,7 @@ def _csrc(x: Tensor, cos: Tensor, sin: Tensor, layout: str, backward: bool = Fal
     y = fake_like(x)
     if x.numel():
         sequence, batch, heads, channels = x.shape
-        launch(
-            "rope",
-            x,
+        native().rope(
             layout=LAYOUTS[layout],
             backward=backward,
             x=pointer(x),

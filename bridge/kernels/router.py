@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms._native.kernels import ROUTER_SCORES
-from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, native, pointer
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like, gradients, mindspore_gradients
 
 Tensor = torch.Tensor
@@ -182,9 +182,7 @@ def _csrc(
 ) -> tuple[Tensor, Tensor]:
     logits = logits.contiguous()
     probs, chosen = _fake(every, logits)
-    launch(
-        "router_forward",
-        logits,
+    native().router_forward(
         score=code,
         all=every,
         logits=pointer(logits),
@@ -207,9 +205,7 @@ def _csrc_backward(
 ) -> Tensor:
     logits, dprobs = logits.contiguous(), dprobs.float().contiguous()
     dlogits = torch.empty_like(logits)
-    launch(
-        "router_backward",
-        logits,
+    native().router_backward(
         score=code,
         all=every,
         dprobs=pointer(dprobs),

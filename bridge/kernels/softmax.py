@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mindspeed_ms.kernels.backend import dtype_code, launch, pointer
+from mindspeed_ms.kernels.backend import dtype_code, native, pointer
 from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
 
 Tensor = torch.Tensor
@@ -76,9 +76,7 @@ def _wide(x: Tensor) -> Tensor:
 def _csrc(x: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
     x = x.contiguous()
     y, mask = torch.empty_like(x), _rows_contiguous(mask)
-    launch(
-        "softmax_forward",
-        x,
+    native().softmax_forward(
         logarithm=False,
         causal=causal,
         x=pointer(x),
@@ -94,9 +92,7 @@ def _csrc(x: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
 def _csrc_backward(dy: Tensor, y: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     dy, y, mask = dy.contiguous(), y.contiguous(), _rows_contiguous(mask)
     dx = torch.empty_like(y)
-    launch(
-        "softmax_backward",
-        y,
+    native().softmax_backward(
         logarithm=False,
         dy=pointer(dy),
         y=pointer(y),

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from mindspeed_ms.kernels import matmul
-from mindspeed_ms.kernels.backend import counted
 from mindspeed_ms.kernels.operator import Operator
 
 Tensor = torch.Tensor
@@ -41,8 +40,7 @@ def _csrc(columns: Tensor, rows: Tensor, main_grad: Tensor) -> None:
     if not direct:
         _composite(columns, rows, main_grad)
         return
-    with counted("accumulate_weight_gradient", rows):
-        matmul.multiply_into(main_grad, rows.t(), columns, beta=1.0)
+    matmul.multiply_into(main_grad, rows.t(), columns, beta=1.0)
 
 
 def _mindspore(columns: Any, rows: Any, main_grad: Any) -> None:

@@ -45,6 +45,7 @@ row(
     cpu=Kernel(cat, (*ALL, torch.bfloat16)),
     csrc=Kernel(csrc_cat, MOVED),
     mixed=True,
+    joins=True,
 )
 
 

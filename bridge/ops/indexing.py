@@ -193,6 +193,7 @@ row(
     ascend=Kernel(ascend_embedding_dense_backward, ASCEND_FLOATS),
     csrc=Kernel(aten_nn.embedding_dense_backward, NATIVE),
     mixed=True,
+    sums=True,
 )
 
 # ---- scatters

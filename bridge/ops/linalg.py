@@ -48,7 +48,7 @@ def mm(a: ms.Tensor, b: ms.Tensor) -> Any:
     return _product(_MATMUL, a, b)
 
 
-row("aten::mm", lambda s: torch.mm(s.x, s.y), cpu=Kernel(mm, FLOATS), csrc=_PRODUCT, strided=True)
+row("aten::mm", lambda s: torch.mm(s.x, s.y), cpu=Kernel(mm, FLOATS), csrc=_PRODUCT, strided=True, sums=True)
 
 
 def bmm(a: ms.Tensor, b: ms.Tensor) -> Any:
@@ -63,6 +63,7 @@ row(
     cpu=Kernel(bmm, FLOATS),
     csrc=_PRODUCT,
     strided=True,
+    sums=True,
 )
 
 

@@ -55,6 +55,7 @@ row(
     lambda s: s.p.sum(-1),
     cpu=Kernel(sum_dim, ALL),
     csrc=csrc_forms.some_dims(aten.sum),
+    sums=True,
 )
 
 
@@ -62,7 +63,7 @@ def sum_all(x: ms.Tensor, dtype: torch.dtype | None) -> ms.Tensor:
     return sum_dim(x, None, False, dtype)
 
 
-row("aten::sum", lambda s: s.p.sum(), cpu=Kernel(sum_all, ALL), csrc=csrc_forms.all_dims(aten.sum))
+row("aten::sum", lambda s: s.p.sum(), cpu=Kernel(sum_all, ALL), csrc=csrc_forms.all_dims(aten.sum), sums=True)
 
 
 def mean_dim(x: ms.Tensor, dim: Sequence[int] | None, keepdim: bool, dtype: torch.dtype | None) -> Any:

@@ -67,11 +67,19 @@ def inputs(side: int, dtype: torch.dtype) -> Inputs:
     return Inputs(x, y, p, torch.randint(0, 8, (side, side), generator=generator))
 
 
+def inputs_between(low: float, high: float, side: int, dtype: torch.dtype) -> Inputs:
+    """Inputs whose `x` runs from `low` to `high`; `y` is `x` with its rows turned, `p` its magnitude."""
+    x = torch.linspace(low, high, side * side, dtype=torch.float64).view(side, side)
+    return Inputs(x.to(dtype), x.flip(0).to(dtype), x.abs().to(dtype), inputs(side, dtype).i)
+
+
 Sample = Callable[[Inputs], Any]
 
 
 class Fence(NamedTuple):
     """What is wrong with a kernel in some dtypes, in release `version` of MindSpore.
+
+    The symptom shows where the sample's `x` (and `p`, its magnitude) runs over `at`; a test holds it there.
 
     With an `error` (relative to the largest result) it is right to that, which is more than torch's: route
     auto never takes it. Without one its results are wrong: no route does.
@@ -79,6 +87,7 @@ class Fence(NamedTuple):
 
     symptom: str
     dtypes: Dtypes
+    at: tuple[float, float]
     error: float | None = None
     version: str = "2.10.0"
 
@@ -120,6 +129,8 @@ class Row:
     mixed: bool
     promotes: bool
     strided: bool
+    sums: bool
+    joins: bool
     handle: Any = field(default=None, repr=False)
     """The registered ``_runtime.Lowering``, None before :func:`register_all`."""
 
@@ -156,6 +167,8 @@ def row(
     mixed: bool = False,
     promotes: bool = False,
     strided: bool = False,
+    sums: bool = False,
+    joins: bool = False,
 ) -> None:
     """Enters the row of functional operator `name`.
 
@@ -170,6 +183,8 @@ def row(
         promotes: tensors from `key_arg` on are cast to torch's common dtype first, which is then the deciding
             one.
         strided: MindSpore's kernel reads transposed views as they are; others are lent contiguous tensors.
+        sums: over a dimension without elements the result is zeros, for which no kernel is asked.
+        joins: tensors without elements are left out of its list of tensors.
 
     Raises:
         LookupError: torch has no such functional operator.
@@ -183,7 +198,7 @@ def row(
         raise ValueError(f"{name} has a row without a kernel; give it one or remove it.")
     if ascend is None and cpu is not None:
         ascend = Kernel(cpu.function, _on_ascend(cpu.dtypes))
-    options = (key_arg, mixed, promotes, strided)
+    options = (key_arg, mixed, promotes, strided, sums, joins)
     table[name] = Row(name, sample, schemas.overloads(name), cpu, ascend, csrc, *options)
 
 
@@ -215,6 +230,8 @@ def register_all() -> None:
             strided=entry.strided,
             csrc_in_place=csrc.in_place if csrc else None,
             csrc_widens=csrc.widens if csrc else False,
+            sums=entry.sums,
+            joins=entry.joins,
         )
         for overload in entry.overloads:
             _runtime.register_lowering(overload.name, entry.handle, overload.form)

@@ -60,8 +60,11 @@ def declare(
 
 def choose(
     kernel: str, *tensors: torch.Tensor | None, refusal: str | Callable[[], str | None] | None = None
-) -> str:
-    """The implementation of this call of fused kernel `kernel`: "mindspore", "csrc" or "composite".
+) -> tuple[str, int]:
+    """The implementation of this call of fused kernel `kernel`: "mindspore", "csrc" or "composite"; and why.
+
+    The second value is the number of the reason that spoke against a better one, for
+    :func:`.coverage.counted`; 0 for none.
 
     Args:
         tensors: those whose dtypes and memory a form must be able to read.

@@ -22,11 +22,16 @@ from mindspeed_ms.config import settings
 _since = time.perf_counter()
 
 
-def counted(kernel: str, tensor: torch.Tensor, route: str = "csrc") -> AbstractContextManager[Any]:
-    """Counts its body, for npu tensors, as one call of a fused kernel, or of ``aten::name``, on `route`."""
+def counted(
+    kernel: str, tensor: torch.Tensor, route: str = "csrc", why: int = 0
+) -> AbstractContextManager[Any]:
+    """Counts its body, for npu tensors, as one call of a fused kernel, or of ``aten::name``, on `route`.
+
+    `why` is the number of a reason, as :func:`.choice.choose` gives it; 0 where nothing spoke against it.
+    """
     if tensor.device.type != "npu":
         return nullcontext()
-    return _runtime.CountedCall(kernel, tensor.dtype, route)
+    return _runtime.CountedCall(kernel, tensor.dtype, route, why)
 
 
 def snapshot() -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ void bind_lowerings(py::module_& m) {
   py::class_<Lowering, std::shared_ptr<Lowering>>(m, "Lowering")
       .def(py::init([](std::string name, py::object mindspore, py::iterable mindspore_dtypes, py::object csrc,
                        py::iterable csrc_dtypes, size_t key_arg, bool mixed, bool promotes, bool strided,
-                       py::object csrc_in_place, bool csrc_widens) {
+                       py::object csrc_in_place, bool csrc_widens, bool sums, bool joins) {
              auto self = std::make_shared<Lowering>();
              self->name = std::move(name);
              self->mindspore = std::move(mindspore);
@@ -46,11 +46,14 @@ void bind_lowerings(py::module_& m) {
              self->csrc_in_place = std::move(csrc_in_place);
              self->strided = strided;
              self->csrc_widens = csrc_widens;
+             self->sums = sums;
+             self->joins = joins;
              return self;
            }),
            py::arg("name"), py::kw_only(), py::arg("mindspore"), py::arg("mindspore_dtypes"), py::arg("csrc"),
            py::arg("csrc_dtypes"), py::arg("key_arg"), py::arg("mixed"), py::arg("promotes"),
-           py::arg("strided"), py::arg("csrc_in_place"), py::arg("csrc_widens"))
+           py::arg("strided"), py::arg("csrc_in_place"), py::arg("csrc_widens"), py::arg("sums"),
+           py::arg("joins"))
       .def(
           "set_auto",
           [](Lowering& self, at::ScalarType dtype, const std::string& below, const std::string& above,

@@ -80,8 +80,6 @@ class Kernel final : public c10::OperatorKernel {
   // argument, it is made here.
   bool without_elements(const c10::OperatorHandle& op, const OpInfo& info, torch::jit::Stack& stack,
                         c10::DeviceIndex device) const {
-    static const std::unordered_set<std::string> sums = {
-        "aten::mm", "aten::bmm", "aten::sum", "aten::sum.dim_IntList", "aten::embedding_dense_backward"};
     const auto shapes = meta_results(op, info, stack);
     if (!shapes) return false;
     std::vector<at::Tensor> results;
@@ -90,7 +88,7 @@ class Kernel final : public c10::OperatorKernel {
         results.emplace_back();
         continue;
       }
-      if (shape.numel() && !sums.count(lowering_->name)) return false;
+      if (shape.numel() && !lowering_->sums) return false;
       results.push_back(at::empty_strided(shape.sizes(), shape.strides(),
                                           shape.options().device(c10::Device(kNpu, device))));
       if (shape.numel()) results.back().zero_();
@@ -102,7 +100,7 @@ class Kernel final : public c10::OperatorKernel {
 
   // Takes the tensors without elements from a list that is joined.
   bool leave_out_empty(torch::jit::Stack& stack, size_t begin) const {
-    if (lowering_->name != "aten::cat") return false;
+    if (!lowering_->joins) return false;
     const auto given = stack[begin].toTensorVector();
     c10::List<at::Tensor> kept;
     for (const auto& t : given) {

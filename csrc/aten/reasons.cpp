@@ -44,6 +44,7 @@ Table& table() {
     fixed[kDeclined] = "declined by the lowering for these arguments";
     fixed[kFailed] = "the kernel failed; torch's own says what is wrong with the arguments";
     fixed[kUncalibrated] = "the calibrated table does not name it for this dtype";
+    fixed[kAscendForm] = "the MindSpore form of a fused kernel is for target Ascend";
     for (auto* text : fixed) made->add(text);
     return made;
   }();

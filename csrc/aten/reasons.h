@@ -25,6 +25,7 @@ enum : Reason {
   kDeclined,
   kFailed,
   kUncalibrated,
+  kAscendForm,
   kFixedReasons
 };
 

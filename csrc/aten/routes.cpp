@@ -76,7 +76,10 @@ Choice choose(const Offer& offer, const Call& call) {
   Reason why = kFirstChoice;
   for (const Route route : order()) {
     // A fused kernel's MindSpore form is one for Ascend; an operator's kernel is that of the target.
-    if (route == Route::MindSpore && offer.last == Route::Composite && !on_ascend()) continue;
+    if (route == Route::MindSpore && offer.last == Route::Composite && !on_ascend()) {
+      if (mode == RouteMode::MindSpore) why = kAscendForm;
+      continue;
+    }
     const Reason against = objection(offer, call, route);
     if (against == kFirstChoice) return {route, why};
     if (why == kFirstChoice) why = against;

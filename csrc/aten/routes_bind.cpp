@@ -67,7 +67,8 @@ std::optional<std::string> refused(py::object refusal) {
   return py::cast<std::string>(refusal);
 }
 
-const char* choose_kernel(const std::string& name, const py::tuple& tensors, const py::object& refusal) {
+std::pair<const char*, Reason> choose_kernel(const std::string& name, const py::tuple& tensors,
+                                             const py::object& refusal) {
   auto& chosen = kernel(name);
   const Call call = inspect(tensors);
   Choice choice = choose(chosen.offer, call);
@@ -81,7 +82,29 @@ const char* choose_kernel(const std::string& name, const py::tuple& tensors, con
     if (first && on_ascend() && choice.why != kHostForced && choice.why != kCompositeForced)
       TORCH_WARN(name, " runs as its composite in torch operators on Ascend: ", sentence(choice.why));
   }
-  return route_name(choice.route);
+  return {route_name(choice.route), choice.why};
+}
+
+// The tensors among arguments, those in lists, too.
+template <class F>
+void each_tensor(const py::handle& arguments, const F& visit) {
+  for (auto item : py::reinterpret_borrow<py::sequence>(arguments)) {
+    if (THPVariable_Check(item.ptr()))
+      visit(THPVariable_Unpack(item.ptr()));
+    else if (PyList_Check(item.ptr()))
+      each_tensor(item, visit);
+  }
+}
+
+// As torch's own operators refuse arguments of several devices; a kernel would read an address of another's.
+void require_one_device(const std::string& name, const py::tuple& arguments) {
+  std::optional<at::Device> first;
+  each_tensor(arguments, [&](const at::Tensor& t) {
+    if (!first) first = t.device();
+    TORCH_CHECK(t.device() == *first, "mindspeed_ms::", name,
+                ": expected all tensors to be on the same device, but found ", *first, " and ", t.device(),
+                "; move them with .to().");
+  });
 }
 
 // What a kernel with every form would be given for these tensors; nothing is counted.
@@ -93,8 +116,8 @@ const char* implementation(const py::tuple& tensors) {
 // Counts what runs while it is open as one call.
 class CountedCall {
  public:
-  CountedCall(const std::string& name, at::ScalarType dtype, const std::string& route)
-      : timed_(std::make_unique<Timed>(kernel(name).counters, route_of(route), dtype, kFirstChoice)) {}
+  CountedCall(const std::string& name, at::ScalarType dtype, const std::string& route, Reason why)
+      : timed_(std::make_unique<Timed>(kernel(name).counters, route_of(route), dtype, why)) {}
   void end() { timed_.reset(); }
 
  private:
@@ -113,8 +136,8 @@ void bind_coverage(py::module_& m) {
       "(op, dtype, route, why, calls, exclusive seconds) of everything counted so far.");
   m.def("reset_coverage", &reset_coverage);
   py::class_<CountedCall>(m, "CountedCall", "Context manager that counts its body as one call of a kernel.")
-      .def(py::init<const std::string&, at::ScalarType, const std::string&>(), py::arg("name"),
-           py::arg("dtype"), py::arg("route"))
+      .def(py::init<const std::string&, at::ScalarType, const std::string&, Reason>(), py::arg("name"),
+           py::arg("dtype"), py::arg("route"), py::arg("why"))
       .def("__enter__", [](py::object self) { return self; })
       .def("__exit__", [](CountedCall& call, const py::args&) { call.end(); });
 }
@@ -155,6 +178,8 @@ void bind_routes(py::module_& m) {
       },
       py::arg("name"), py::arg("mindspore"), py::arg("csrc"), "The dtypes of a kernel's forms.");
   m.def("choose_kernel", &choose_kernel, py::arg("kernel"), py::arg("tensors"), py::arg("refusal"));
+  m.def("require_one_device", &require_one_device, py::arg("kernel"), py::arg("arguments"),
+        "RuntimeError unless all tensors among the arguments of a fused kernel are on one device.");
   m.def("implementation", &implementation, py::arg("tensors"));
   bind_coverage(m);
 }

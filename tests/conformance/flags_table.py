@@ -33,13 +33,17 @@ def _meaning(flag: str, row: Row) -> tuple[str, str]:
     return status, row.reason
 
 
+MOST_NAMED = 8
+"""Groups that a cell names; of more it gives the number."""
+
+
 def _groups_of() -> dict[str, list[str]]:
     """Flag -> names of the groups that run it."""
     found: dict[str, list[str]] = {}
     for name, group in GROUPS.items():
-        for word in words(group, tmp="", data="", vocab="", merges="", words="", tiktoken="", splits=""):
-            if word.startswith("--"):
-                found.setdefault(word[2:], []).append(name)
+        given = words(group, tmp="", data="", vocab="", merges="", words="", tiktoken="", splits="")
+        for flag in {word[2:] for word in given if word.startswith("--")}:
+            found.setdefault(flag, []).append(name)
     return found
 
 
@@ -70,7 +74,7 @@ def document() -> str:
         elif row is not None:
             status, meaning = _meaning(flag, row)
         names = groups.get(flag, [])
-        shown = "all" if len(names) > len(GROUPS) // 2 else ", ".join(names)
+        shown = f"{len(names)} of {len(GROUPS)}" if len(names) > MOST_NAMED else ", ".join(names)
         lines.append(f"| `--{flag}` | {status} | {meaning} | {shown} |")
     return "\n".join(lines) + "\n"
 

@@ -28,6 +28,8 @@ from tests.conformance.megatron_causes import EXCUSES, Excuse, cause, excuse_of
 from tests.conformance.megatron_runs import FLAVOURS, FileRun, Outcome, Server, run_file
 
 AIM = 1.5
+MOST_NAMED = 2
+"""Files that a cell names; of more it gives the number."""
 COLUMNS = ("passed", "failed", "skipped", "not applicable")
 QUICK = r"transformer/test_(mlp|attention|rope)|tensor_parallel/test_(layers|random|mappings)"
 
@@ -146,7 +148,8 @@ def failures_document(all_runs: dict[tuple[str, int], dict[str, FileRun]], tag: 
             lines += ["", f"## {ranks} rank(s), {which}", "", "| tests | cause | where |", "|---|---|---|"]
             for reason, tests in by_cause(runs, which):
                 files = Counter(file.removeprefix("tests/unit_tests/") for file, _, _ in tests)
-                where = ", ".join(f"{file} ({n})" for file, n in files.most_common())
+                where = ", ".join(f"{file} ({n})" for file, n in files.most_common(MOST_NAMED))
+                where += f" and {len(files) - MOST_NAMED} more files" if len(files) > MOST_NAMED else ""
                 text = reason.replace("|", "\\|").replace("<", "&lt;")
                 lines.append(f"| {len(tests)} | {text} | {where} |")
     return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms.config import settings
+from mindspeed_ms.routes.choice import ROUTES
 
 from . import exceptions, pool
 from .catalogue import operators, variants_of
@@ -37,7 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ops", default=".*", metavar="REGEX", help="operators by whole name, default all")
     dtypes = dtypes_of_target()
     parser.add_argument("--dtypes", nargs="+", default=dtypes, help=f"default {' '.join(dtypes)}")
-    parser.add_argument("--route", choices=("auto", "host"), default="auto")
+    parser.add_argument("--route", choices=ROUTES, default="auto")
     parser.add_argument("--samples", type=int, default=0, help="at most so many each; 0 (default): all")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=300, help="seconds for one variant of one operator")

@@ -8,9 +8,10 @@ from typing import Any
 import mindspeed_ms.patch  # noqa: F401 - the device
 import pytest
 import torch
-from mindspeed_ms import kernels
+from mindspeed_ms import kernels, routes
 from mindspeed_ms.kernels.operator import OPERATORS
 from mindspeed_ms.kernels.samples import OF_A_GROUP, SAMPLES, Draw
+from mindspeed_ms.routes import coverage, on_ascend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -101,3 +102,31 @@ def test_the_profiler_names_a_kernel():
         kernels.rms_norm(x).sum().backward()
     names = {event.key for event in profile.key_averages()}
     assert {"mindspeed_ms::rms_norm", "mindspeed_ms::rms_norm_backward"} <= names
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_tensors_of_two_devices_are_refused(name):
+    args = SAMPLES[name][0](Draw("npu", torch.float32))
+    tensors = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor)]
+    for elsewhere in tensors if len(tensors) > 1 else ():
+        mixed = tree_map_only(torch.Tensor, lambda t, e=elsewhere: t.detach().cpu() if t is e else t, args)
+        with pytest.raises(RuntimeError, match=f"{name}: expected all tensors to be on the same device"):
+            OPERATORS[name](*mixed)
+
+
+def counted_as(route: str) -> list[tuple[str, str, str]]:
+    """(operator, route, reason) of the kernel that a call of rms_norm is counted as on `route`."""
+    coverage.reset()
+    with routes.route(route):
+        kernels.rms_norm(torch.randn(4, 32, device="npu"))
+    rows = [row for row in coverage.snapshot() if row["op"].startswith("mindspeed_ms::")]
+    return [(row["op"], row["route"], row["why"]) for row in rows]
+
+
+@pytest.mark.skipif(on_ascend(), reason="csrc takes no memory of a device")
+def test_every_form_is_counted_under_the_name_of_the_operator():
+    name = "mindspeed_ms::rms_norm"
+    assert counted_as("csrc") == [(name, "csrc", "")]
+    assert counted_as("composite") == [(name, "composite", "route composite is forced")]
+    why = "the MindSpore form of a fused kernel is for target Ascend"
+    assert counted_as("mindspore") == [(name, "csrc", why)]

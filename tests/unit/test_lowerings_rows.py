@@ -64,6 +64,33 @@ def test_sample_against_float64(name: str, route: str, dtype: torch.dtype) -> No
         assert error <= limit * wanted.abs().max()
 
 
+FENCES = [
+    (name, route, fence, dtype)
+    for name, entry in registry.table.items()
+    for route, kernel in entry.kernels().items()
+    for fence in kernel.fences
+    for dtype in fence.dtypes
+]
+LOOSE = 4
+"""How many times what shows a fence may allow: MindSpore's kernels differ with the instruction set."""
+
+
+@pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize(("name", "route", "fence", "dtype"), FENCES, ids=label)
+def test_a_fence_has_a_cause(name: str, route: str, fence: registry.Fence, dtype: torch.dtype) -> None:
+    entry = registry.table[name]
+    given = registry.inputs_between(*fence.at, SIDE, dtype)
+    exact = entry.sample(registry.Inputs(*(t.double() if t.is_floating_point() else t for t in given)))
+    torchs = entry.sample(given).double()
+    entry.handle.set_auto(dtype, route, route, 0)
+    ours = entry.sample(registry.Inputs(*(t.to("npu") for t in given))).cpu().double()
+    scale = exact.abs().max()
+    error = (ours - exact).abs().max() / scale
+    assert fence.error is not None, "no route takes it: give this test a way to call it"
+    assert fence.error / LOOSE < error <= fence.error
+    assert error > 4 * (torchs - exact).abs().max() / scale, "no worse than torch's own kernel"
+
+
 def test_a_row_without_a_sample_cannot_be_written() -> None:
     with pytest.raises(TypeError, match="sample"):
         registry.row("aten::flip", cpu=registry.Kernel(torch.ceil, registry.FLOATS))

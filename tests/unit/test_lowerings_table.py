@@ -60,7 +60,7 @@ def test_every_in_place_and_out_form_is_registered() -> None:
 
 @pytest.mark.parametrize("route", ["mindspore", "csrc"])
 def test_a_fence_takes_the_dtype_away(route: str) -> None:
-    wrong = registry.Fence("gives zeros", (torch.float16,))
+    wrong = registry.Fence("gives zeros", (torch.float16,), (-1, 1))
     kernel = registry.Kernel(torch.cos, registry.FLOATS, (wrong,))
     kernels = {"cpu": kernel, "ascend": kernel, "csrc": None} if route == "mindspore" else {"csrc": kernel}
     entry = dataclasses.replace(registry.table["aten::cos"], **{"cpu": None, "ascend": None, **kernels})
@@ -71,7 +71,9 @@ def test_a_fence_takes_the_dtype_away(route: str) -> None:
 
 
 def test_an_imprecise_kernel_is_not_for_route_auto() -> None:
-    kernel = registry.Kernel(torch.cos, registry.FLOATS, (registry.Fence("off", (torch.float32,), 1e-3),))
+    kernel = registry.Kernel(
+        torch.cos, registry.FLOATS, (registry.Fence("off", (torch.float32,), (-1, 1), 1e-3),)
+    )
     assert kernel.usable == registry.FLOATS
     assert kernel.error(torch.float32) == 1e-3
     assert kernel.error(torch.float64) is None

@@ -39,9 +39,9 @@ def test_every_parameter_of_a_kernel_has_a_name():
 
 
 def _is_native(function: ast.expr) -> bool:
-    """Whether a call goes to one of our extensions: `launch`, or an attribute of theirs."""
-    if isinstance(function, ast.Name):
-        return function.id == "launch"
+    """Whether a call goes to an attribute of one of our extensions."""
+    if not isinstance(function, ast.Attribute):
+        return False
     while isinstance(function, ast.Attribute):
         function = function.value
     if isinstance(function, ast.Call):
@@ -53,8 +53,7 @@ def _positions(call: ast.Call) -> float:
     """Positional arguments that the C++ function gets; without end if some of them are unpacked."""
     if any(isinstance(argument, ast.Starred) for argument in call.args):
         return float("inf")
-    own = 2 if isinstance(call.func, ast.Name) else 0  # launch has the kernel and a tensor before them
-    return len(call.args) - own
+    return len(call.args)
 
 
 def _long_calls(source: str) -> list[int]:
@@ -67,5 +66,5 @@ def test_arguments_beyond_six_are_named():
     sources = [*root.glob("bridge/**/*.py"), *root.glob("patches/**/*.py")]
     found = {str(file.relative_to(root)): _long_calls(file.read_text()) for file in sources}
     assert {file: lines for file, lines in found.items() if lines} == {}
-    assert _long_calls("native().binary(0, 1, 2, 3, 4, 5, 6)\nlaunch('adam', p, *columns)") == [1, 2]
-    assert _long_calls("launch('rope', x, 0, 1, 2, 3, 4, 5)\nother(0, 1, 2, 3, 4, 5, 6)") == []
+    assert _long_calls("native().binary(0, 1, 2, 3, 4, 5, 6)\nnative().adam(*columns)") == [1, 2]
+    assert _long_calls("native().rope(0, 1, 2, 3, 4, 5)\nother(0, 1, 2, 3, 4, 5, 6)") == []

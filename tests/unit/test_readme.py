@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh.md"))
 CELL = 200
+ROOMS = ("bridge", "csrc", "patches", "tests", "examples")
 
 
 def blocks(file: Path) -> list[str]:
@@ -30,13 +31,18 @@ def test_both_have_the_same_figures() -> None:
     assert sorted(figures(CHINESE)) == sorted(figures(ENGLISH))
 
 
-@pytest.mark.parametrize("file", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*/README.md")), ids=str)
+PAGES = sorted(
+    page for folder in ("", *ROOMS) for page in (ROOT / folder).glob("**/*.md" if folder else "*.md")
+)
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_cells_are_short(file: Path) -> None:
     cells = [c for line in file.read_text().splitlines() if line.startswith("|") for c in line.split("|")]
     assert max(map(len, cells), default=0) <= CELL
 
 
-@pytest.mark.parametrize("file", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*/README.md")), ids=str)
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_links_lead_somewhere(file: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
         assert link.startswith("http") or (file.parent / link).exists(), f"{file.name} links to {link}"

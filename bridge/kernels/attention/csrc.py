@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms.kernels.attention.plan import LAYOUTS, NOTHING, Pair, Plan, Sequences, Tensor, fake, sizes
-from mindspeed_ms.kernels.backend import counted, dtype_code, native
+from mindspeed_ms.kernels.backend import dtype_code, native
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *options: Any) -> Pair:
@@ -20,17 +20,16 @@ def forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *opt
         out.zero_()  # rows that no packed sequence covers are never written
     lse.fill_(NOTHING)
     if out.numel():
-        with counted("attention", query):
-            native().attention_forward(
-                _problem(query, key, value, mask, plan, sequences),
-                q=_view(query, plan.layout),
-                k=_view(key, plan.layout),
-                v=_view(value, plan.layout),
-                o=_view(out, plan.layout),
-                lse=lse.data_ptr(),
-                lse_batch=lse.stride(0),
-                lse_head=lse.stride(1),
-            )
+        native().attention_forward(
+            _problem(query, key, value, mask, plan, sequences),
+            q=_view(query, plan.layout),
+            k=_view(key, plan.layout),
+            v=_view(value, plan.layout),
+            o=_view(out, plan.layout),
+            lse=lse.data_ptr(),
+            lse_batch=lse.stride(0),
+            lse_head=lse.stride(1),
+        )
     return out, lse
 
 
@@ -58,22 +57,21 @@ def backward(
     like = torch.empty_like if whole and query.numel() and key.numel() else torch.zeros_like
     grads = [like(t, memory_format=torch.contiguous_format) for t in (query, key, value)]
     if key.numel() and value.numel():
-        with counted("attention_backward", query):
-            native().attention_backward(
-                _problem(query, key, value, mask, plan, sequences),
-                q=_view(query, plan.layout),
-                k=_view(key, plan.layout),
-                v=_view(value, plan.layout),
-                o=_view(out, plan.layout),
-                dout=_view(dout, plan.layout),
-                lse=lse.data_ptr(),
-                dlse=0 if dlse is None else dlse.data_ptr(),
-                lse_batch=lse.stride(0),
-                lse_head=lse.stride(1),
-                dq=_view(grads[0], plan.layout),
-                dk=_view(grads[1], plan.layout),
-                dv=_view(grads[2], plan.layout),
-            )
+        native().attention_backward(
+            _problem(query, key, value, mask, plan, sequences),
+            q=_view(query, plan.layout),
+            k=_view(key, plan.layout),
+            v=_view(value, plan.layout),
+            o=_view(out, plan.layout),
+            dout=_view(dout, plan.layout),
+            lse=lse.data_ptr(),
+            dlse=0 if dlse is None else dlse.data_ptr(),
+            lse_batch=lse.stride(0),
+            lse_head=lse.stride(1),
+            dq=_view(grads[0], plan.layout),
+            dk=_view(grads[1], plan.layout),
+            dv=_view(grads[2], plan.layout),
+        )
     return grads[0], grads[1], grads[2]
 
 
