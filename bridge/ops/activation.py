@@ -17,7 +17,7 @@ from mindspeed_ms.ops.registry import ASCEND_FLOATS, F32, FLOATS, NATIVE, Fence,
 aten = torch.ops.aten
 
 _softmax_of = cache(ag.Softmax)
-_log_softmax_of = cache(ag.LogSoftmax)
+_log_softmax_of, _log_softmax_gradient_of = cache(ag.LogSoftmax), cache(ag.LogSoftmaxGrad)
 _gelu_tanh, _gelu_tanh_grad = ag.GeLU(), ag.GeLUGrad()
 _select, _zeros_like = ag.Select(), ag.ZerosLike()
 
@@ -202,6 +202,15 @@ def log_softmax_backward(grad: ms.Tensor, output: ms.Tensor, dim: int, input_dty
     return ag.sub(grad, ag.mul(ag.exp(output), _row_sum(grad, dim)))
 
 
+def ascend_log_softmax_backward(
+    grad: ms.Tensor, output: ms.Tensor, dim: int, input_dtype: torch.dtype
+) -> Any:
+    """One operator, which computes 16-bit numbers in float32."""
+    if torch_dtype(grad) is not input_dtype or not grad.shape:
+        return NotImplemented
+    return _log_softmax_gradient_of(dim)(output, grad)
+
+
 row(
     "aten::_log_softmax_backward_data",
     lambda s: aten._log_softmax_backward_data(s.x, s.p.log(), -1, s.x.dtype),
@@ -210,6 +219,7 @@ row(
         (torch.float32, torch.float16),
         (Fence("uses the imprecise exp", F32, (0, 1), 5e-6),),
     ),
+    ascend=Kernel(ascend_log_softmax_backward, ASCEND_FLOATS),
     csrc=csrc_forms.last_dim(aten_nn._log_softmax_backward_data),
 )
 

@@ -60,6 +60,13 @@ row(
 )
 
 
+def ascend_flip(x: ms.Tensor, dims: Sequence[int]) -> Any:
+    return mint.flip(x, tuple(dims)) if x.shape and dims else NotImplemented
+
+
+row("aten::flip", lambda s: s.x.flip(0, 1), ascend=Kernel(ascend_flip, ASCEND_ALL))
+
+
 def tril(x: ms.Tensor, diagonal: int) -> Any:
     return ops.tril(x, diagonal) if len(x.shape) >= 2 else NotImplemented
 

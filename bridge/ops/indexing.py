@@ -278,7 +278,7 @@ row(
     "aten::scatter.src",
     lambda s: s.x.scatter(0, s.i[:1], s.y[:1]),
     cpu=Kernel(scatter_src, NUMBERS),
-    ascend=Kernel(ascend_scatter_src, ASCEND_NUMBERS),
+    ascend=Kernel(ascend_scatter_src, ASCEND_ALL),
     mixed=True,
 )
 
@@ -299,7 +299,7 @@ row(
     "aten::scatter.value",
     lambda s: s.x.scatter(0, s.i, 1),
     cpu=Kernel(scatter_value, NUMBERS),
-    ascend=Kernel(ascend_scatter_value, ASCEND_NUMBERS),
+    ascend=Kernel(ascend_scatter_value, ASCEND_ALL),
     mixed=True,
 )
 

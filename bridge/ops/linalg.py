@@ -116,6 +116,17 @@ row(
 )
 
 
+def _sum_of_products(a: ms.Tensor, b: ms.Tensor) -> ms.Tensor:
+    return mint.sum(mint.bmm(a, b), 0)
+
+
+row(
+    "aten::addbmm",
+    lambda s: torch.addbmm(s.p[:4, :4], s.x.view(4, 4, -1), s.y.view(4, -1, 4)),
+    ascend=Kernel(_ascend_sum(mint.addbmm, _sum_of_products), ASCEND_FLOATS),
+)
+
+
 def dot(a: ms.Tensor, b: ms.Tensor) -> Any:
     if len(a.shape) != 1 or a.shape != b.shape:
         return NotImplemented

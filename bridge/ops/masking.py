@@ -111,10 +111,18 @@ def masked_scatter(x: ms.Tensor, mask: ms.Tensor, source: ms.Tensor) -> Any:
     return ops.TensorScatterUpdate()(x.view(-1), positions.view(-1, 1), updates).view(x.shape)
 
 
+def ascend_masked_scatter(x: ms.Tensor, mask: ms.Tensor, source: ms.Tensor) -> Any:
+    """The device counts what `mask` shows: that `source` is too short is its error, as on CUDA."""
+    if mask.dtype != ms.bool_ or source.dtype != x.dtype or not source.size:
+        return NotImplemented
+    return ag.masked_scatter(x, mask, source)
+
+
 row(
     "aten::masked_scatter",
     lambda s: s.x.masked_scatter(s.mask, s.y),
     cpu=Kernel(masked_scatter, NUMBERS),
+    ascend=Kernel(ascend_masked_scatter, ASCEND_ALL),
     mixed=True,
 )
 

@@ -3,6 +3,9 @@
 Broadcasting is the MindSpore kernels' own; type promotion happens before (`promotes`). Scalars of the schema
 are Python numbers. Where route auto never takes a kernel of MindSpore's CPU backend that rounds worse than
 torch's, route strict does.
+
+On Ascend the dtypes are those of CANN's pages for Atlas A2 (ops-math: aclnnDivMod, aclnnFmodTensor,
+aclnnBitwiseXorTensor, ...), without integers of 8 and 16 bits.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import torch
 from mindspeed_ms.kernels import aten
 from mindspeed_ms.ops import ascend_numbers, csrc_forms
 from mindspeed_ms.ops.ascend_numbers import filled
+from mindspeed_ms.ops.dtypes import is_integral
 from mindspeed_ms.ops.names import ag, mint, ms, ops, prim
 from mindspeed_ms.ops.registry import (
     ALL,
@@ -21,6 +25,7 @@ from mindspeed_ms.ops.registry import (
     ASCEND_NUMBERS,
     BOOL,
     FLOATS,
+    INTS,
     NUMBERS,
     Fence,
     Kernel,
@@ -115,16 +120,27 @@ _comparison("lt", ag.less, mint.lt, number=True)
 _comparison("ne", ag.not_equal, mint.ne, number=False, bools=True)
 
 for _name, _function, _ascend in (
-    ("bitwise_and.Tensor", _and, None),
-    ("bitwise_or.Tensor", _or, None),
     ("logical_and", _and, mint.logical_and),
     ("logical_or", _or, mint.logical_or),
+    ("logical_xor", None, mint.logical_xor),
 ):
     row(
         f"aten::{_name}",
-        _call(_name.partition(".")[0], "x", "y"),
-        cpu=Kernel(_function, BOOL),
-        ascend=Kernel(_ascend, ASCEND_ALL) if _ascend else None,
+        _call(_name, "x", "y"),
+        cpu=Kernel(_function, BOOL) if _function else None,
+        ascend=Kernel(_ascend, ASCEND_ALL),
+        promotes=True,
+    )
+for _name, _function, _ascend in (
+    ("bitwise_and", _and, mint.bitwise_and),
+    ("bitwise_or", _or, mint.bitwise_or),
+    ("bitwise_xor", None, mint.bitwise_xor),
+):
+    row(
+        f"aten::{_name}.Tensor",
+        _call(_name, "x", "y"),
+        cpu=Kernel(_function, BOOL) if _function else None,
+        ascend=Kernel(ascend_numbers.binary(_ascend, number=True), (*INTS, *BOOL)),
         promotes=True,
     )
 row(
@@ -133,7 +149,12 @@ row(
     cpu=Kernel(_not, BOOL),
     ascend=Kernel(mint.logical_not, ASCEND_ALL),
 )
-row("aten::bitwise_not", lambda s: torch.bitwise_not(s.x), cpu=Kernel(_not, BOOL))
+row(
+    "aten::bitwise_not",
+    lambda s: torch.bitwise_not(s.x),
+    cpu=Kernel(_not, BOOL),
+    ascend=Kernel(mint.bitwise_not, (*INTS, *BOOL)),
+)
 
 
 def _sum(name: str, on_cpu: Any, on_ascend: Any) -> None:
@@ -175,9 +196,40 @@ row(
     "aten::div.Tensor",
     lambda s: torch.div(s.x, s.p),
     cpu=Kernel(_real_div, FLOATS),
-    ascend=Kernel(ascend_numbers.binary(mint.div, number=True), ASCEND_FLOATS),
+    ascend=Kernel(ascend_numbers.binary(mint.div, number=True), ASCEND_NUMBERS),
     csrc=csrc_forms.binary("div"),
     promotes=True,
+)
+
+
+def ascend_div_mode(x: Any, y: Any, rounding_mode: str | None) -> Any:
+    x = x if isinstance(x, ms.Tensor) else filled(x, y)
+    return mint.div(x, y, rounding_mode=rounding_mode)
+
+
+def ascend_floor_divide(x: Any, y: Any) -> Any:
+    return ascend_div_mode(x, y, "floor")
+
+
+for _name, _sample, _ascend in (
+    ("div.Tensor_mode", lambda s: torch.div(s.x, s.p, rounding_mode="trunc"), ascend_div_mode),
+    ("floor_divide", _call("floor_divide", "x", "p"), ascend_floor_divide),
+    ("remainder.Tensor", _call("remainder", "x", "p"), ascend_numbers.binary(mint.remainder, number=True)),
+    ("fmod.Tensor", _call("fmod", "x", "p"), ascend_numbers.binary(mint.fmod, number=True)),
+):
+    row(f"aten::{_name}", _sample, ascend=Kernel(_ascend, ASCEND_NUMBERS), promotes=True)
+
+
+def ascend_remainder_of_number(x: float, y: ms.Tensor) -> Any:
+    # A fraction of an integer tensor is torch's default floating dtype.
+    return NotImplemented if isinstance(x, float) and is_integral(y) else mint.remainder(filled(x, y), y)
+
+
+row(
+    "aten::remainder.Scalar_Tensor",
+    lambda s: torch.remainder(7, s.p),
+    ascend=Kernel(ascend_remainder_of_number, ASCEND_NUMBERS),
+    key_arg=1,
 )
 for _name, _cpu, _ascend in (
     ("maximum", ag.maximum, mint.maximum),
@@ -206,6 +258,8 @@ def power(x: ms.Tensor, exponent: float) -> ms.Tensor:
 
 
 def ascend_power_of_tensor(x: ms.Tensor, exponent: float) -> Any:
+    if exponent < 0 and is_integral(x):
+        return NotImplemented  # torch's own error
     if exponent == 2:
         return mint.square(x)
     return mint.sqrt(x) if exponent == 0.5 else mint.pow(x, exponent)
@@ -215,7 +269,7 @@ row(
     "aten::pow.Tensor_Scalar",
     lambda s: s.p.pow(1.5),
     cpu=Kernel(power, FLOATS),
-    ascend=Kernel(ascend_power_of_tensor, ASCEND_FLOATS),
+    ascend=Kernel(ascend_power_of_tensor, ASCEND_NUMBERS),
     promotes=True,
 )
 
@@ -293,11 +347,37 @@ row(
 )
 
 
+def ascend_clamp_tensor(x: ms.Tensor, low: Any, high: Any) -> Any:
+    x = x if low is None else mint.maximum(x, low)
+    return x if high is None else mint.minimum(x, high)
+
+
+row(
+    "aten::clamp.Tensor",
+    lambda s: torch.clamp(s.x, -s.p if s.p.is_floating_point() else s.p - 4, s.p),
+    ascend=Kernel(ascend_clamp_tensor, ASCEND_NUMBERS),
+    promotes=True,
+)
+for _name, _ascend in (("clamp_min", mint.maximum), ("clamp_max", mint.minimum)):
+    row(
+        f"aten::{_name}.Tensor",
+        _call(_name, "x", "y"),
+        ascend=Kernel(_ascend, ASCEND_NUMBERS),
+        promotes=True,
+    )
+
+
 def isclose(x: ms.Tensor, y: ms.Tensor, rtol: float, atol: float, equal_nan: bool) -> Any:
     return mint.isclose(x, y, rtol, atol, equal_nan)
 
 
-row("aten::isclose", lambda s: torch.isclose(s.x, s.y, atol=0.5), cpu=Kernel(isclose, FLOATS))
+row(
+    "aten::isclose",
+    lambda s: torch.isclose(s.x, s.y, atol=0.5),
+    cpu=Kernel(isclose, FLOATS),
+    ascend=Kernel(isclose, ASCEND_ALL),
+)
+row("aten::equal", lambda s: torch.tensor(torch.equal(s.x, s.y)), ascend=Kernel(mint.equal, ASCEND_ALL))
 
 # ---- three
 
@@ -356,4 +436,15 @@ row(
     cpu=Kernel(lerp, FLOATS),
     ascend=Kernel(ascend_lerp, ASCEND_FLOATS),
     csrc=csrc_forms.of_lists(aten._foreach_lerp_, 2),
+)
+
+
+def ascend_lerp_of_tensor(start: ms.Tensor, end: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
+    return mint.lerp(start, end, weight)
+
+
+row(
+    "aten::lerp.Tensor",
+    lambda s: torch.lerp(s.x, s.y, s.p),
+    ascend=Kernel(ascend_lerp_of_tensor, ASCEND_FLOATS),
 )

@@ -10,10 +10,11 @@ import torch
 from mindspeed_ms.kernels import aten
 from mindspeed_ms.ops import csrc_forms
 from mindspeed_ms.ops.dtypes import cast, is_integral
-from mindspeed_ms.ops.names import ag, mint, ms
+from mindspeed_ms.ops.names import ag, mint, ms, prim
 from mindspeed_ms.ops.registry import (
     ALL,
     ASCEND_ALL,
+    ASCEND_FLOATS,
     ASCEND_NUMBERS,
     BOOL,
     F32,
@@ -120,6 +121,15 @@ def vector_norm(
     return NotImplemented
 
 
+def ascend_vector_norm(
+    x: ms.Tensor, order: float, dim: Sequence[int] | None, keepdim: bool, dtype: torch.dtype | None
+) -> Any:
+    """One operator, which sums 16-bit numbers in float32, for the orders that MindSpore gives to it."""
+    if order not in (0, 1, 2, 3):
+        return vector_norm(x, order, dim, keepdim, dtype)
+    return prim.linalg_vector_norm_op(cast(x, dtype), float(order), _axes(x, dim), keepdim)
+
+
 def csrc_vector_norm(
     x: Tensor, order: float, dim: Sequence[int] | None, keepdim: bool, dtype: torch.dtype | None
 ) -> Any:
@@ -132,8 +142,48 @@ row(
     "aten::linalg_vector_norm",
     lambda s: torch.linalg.vector_norm(s.x),
     cpu=Kernel(vector_norm, FLOATS),
+    ascend=Kernel(ascend_vector_norm, ASCEND_FLOATS),
     csrc=Kernel(csrc_vector_norm, F32),
 )
+
+# ---- products, variances: on Ascend, in the dtypes of CANN's pages (ops-math: aclnnProd, aclnnVarCorrection)
+
+
+def ascend_prod(x: ms.Tensor, dtype: torch.dtype | None) -> ms.Tensor:
+    x = cast(x, dtype if dtype is not None else torch.int64 if is_integral(x) else None)
+    return cast(mint.prod(x), dtype)  # of int32 it is int64
+
+
+def ascend_prod_dim(x: ms.Tensor, dim: int, keepdim: bool, dtype: torch.dtype | None) -> Any:
+    if not x.shape:
+        return NotImplemented
+    x = cast(x, dtype if dtype is not None else torch.int64 if is_integral(x) else None)
+    return cast(mint.prod(x, dim, keepdim), dtype)
+
+
+row("aten::prod", lambda s: s.p[0, :8].prod(), ascend=Kernel(ascend_prod, ASCEND_ALL))
+row("aten::prod.dim_int", lambda s: s.p[:, :8].prod(-1), ascend=Kernel(ascend_prod_dim, ASCEND_ALL))
+
+
+def _spread(name: str, primitive: Any) -> None:
+    """Variance or standard deviation, alone or with the mean."""
+
+    def ascend(x: ms.Tensor, dim: Sequence[int] | None, correction: float | None, keepdim: bool) -> Any:
+        if correction not in (None, 0, 1):
+            return NotImplemented  # MindSpore 2.10 makes 1 of any other
+        return primitive(x, _axes(x, dim), int(correction != 0), keepdim)
+
+    row(
+        f"aten::{name}.correction",
+        lambda s: getattr(torch, name)(s.x, -1),
+        ascend=Kernel(ascend, ASCEND_FLOATS),
+    )
+
+
+_spread("var", prim.var_op)
+_spread("std", prim.std_op)
+_spread("var_mean", prim.var_mean_op)
+_spread("std_mean", prim.std_mean_op)
 
 # ---- extrema
 
@@ -142,28 +192,48 @@ def amax(x: ms.Tensor, dim: Sequence[int], keepdim: bool) -> ms.Tensor:
     return mint.amax(x, _axes(x, dim) or (), keepdim)
 
 
-row("aten::amax", lambda s: s.x.amax(-1), cpu=Kernel(amax, NUMBERS))
+row(
+    "aten::amax",
+    lambda s: s.x.amax(-1),
+    cpu=Kernel(amax, NUMBERS),
+    ascend=Kernel(amax, ASCEND_ALL),
+)
 
 
 def amin(x: ms.Tensor, dim: Sequence[int], keepdim: bool) -> ms.Tensor:
     return mint.amin(x, _axes(x, dim) or (), keepdim)
 
 
-row("aten::amin", lambda s: s.x.amin(-1), cpu=Kernel(amin, NUMBERS))
+row(
+    "aten::amin",
+    lambda s: s.x.amin(-1),
+    cpu=Kernel(amin, NUMBERS),
+    ascend=Kernel(amin, ASCEND_ALL),
+)
 
 
 def max_all(x: ms.Tensor) -> ms.Tensor:
     return mint.max(x)
 
 
-row("aten::max", lambda s: s.x.max(), cpu=Kernel(max_all, NUMBERS))
+row(
+    "aten::max",
+    lambda s: s.x.max(),
+    cpu=Kernel(max_all, NUMBERS),
+    ascend=Kernel(max_all, ASCEND_ALL),
+)
 
 
 def min_all(x: ms.Tensor) -> ms.Tensor:
     return mint.min(x)
 
 
-row("aten::min", lambda s: s.x.min(), cpu=Kernel(min_all, NUMBERS))
+row(
+    "aten::min",
+    lambda s: s.x.min(),
+    cpu=Kernel(min_all, NUMBERS),
+    ascend=Kernel(min_all, ASCEND_ALL),
+)
 
 
 def max_dim(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
@@ -174,7 +244,7 @@ row(
     "aten::max.dim",
     lambda s: s.x.max(-1).values,
     cpu=Kernel(max_dim, FLOATS),
-    ascend=Kernel(max_dim, ASCEND_NUMBERS),
+    ascend=Kernel(max_dim, ASCEND_ALL),
 )
 
 
@@ -186,7 +256,7 @@ row(
     "aten::min.dim",
     lambda s: s.x.min(-1).values,
     cpu=Kernel(min_dim, FLOATS),
-    ascend=Kernel(min_dim, ASCEND_NUMBERS),
+    ascend=Kernel(min_dim, ASCEND_ALL),
 )
 
 # ---- all, any
@@ -204,6 +274,9 @@ def _truth(name: str, primitive: Any, on_ascend: Any) -> None:
     def ascend_along(x: ms.Tensor, dim: int, keepdim: bool) -> Any:
         return on_ascend(x, dim, keepdim) if x.shape else NotImplemented
 
+    def ascend_along_some(x: ms.Tensor, dim: Sequence[int] | None, keepdim: bool) -> Any:
+        return NotImplemented if dim == [] else _reduce(primitive, keepdim)(x, _axes(x, dim) or ())
+
     row(
         f"aten::{name}",
         lambda s: getattr(torch, name)(s.x),
@@ -215,6 +288,11 @@ def _truth(name: str, primitive: Any, on_ascend: Any) -> None:
         lambda s: getattr(torch, name)(s.x, -1),
         cpu=Kernel(along, BOOL),
         ascend=Kernel(ascend_along, ASCEND_ALL),
+    )
+    row(
+        f"aten::{name}.dims",
+        lambda s: getattr(torch, name)(s.x, (0, 1)),
+        ascend=Kernel(ascend_along_some, ASCEND_ALL),
     )
 
 

@@ -9,7 +9,7 @@ from mindspeed_ms.ops.dtypes import cast
 from mindspeed_ms.ops.names import ag, mint, ms, ops
 from mindspeed_ms.ops.registry import ASCEND_NUMBERS, FLOATS, Kernel, row
 
-# ---- argmax
+# ---- argmax, argmin
 
 
 def argmax(x: ms.Tensor, dim: int | None, keepdim: bool) -> Any:
@@ -21,18 +21,17 @@ def argmax(x: ms.Tensor, dim: int | None, keepdim: bool) -> Any:
     return index.expand_dims(dim) if keepdim else index
 
 
-def ascend_argmax(x: ms.Tensor, dim: int | None, keepdim: bool) -> Any:
-    if not x.shape or (dim is None and keepdim):
-        return NotImplemented
-    return mint.argmax(x) if dim is None else mint.argmax(x, dim, keepdim)
+def _arg(on_ascend: Any) -> Kernel:
+    def found(x: ms.Tensor, dim: int | None, keepdim: bool) -> Any:
+        if not x.shape or (dim is None and keepdim):
+            return NotImplemented
+        return on_ascend(x) if dim is None else on_ascend(x, dim, keepdim)
+
+    return Kernel(found, ASCEND_NUMBERS)
 
 
-row(
-    "aten::argmax",
-    lambda s: s.x.argmax(-1),
-    cpu=Kernel(argmax, FLOATS),
-    ascend=Kernel(ascend_argmax, ASCEND_NUMBERS),
-)
+row("aten::argmax", lambda s: s.x.argmax(-1), cpu=Kernel(argmax, FLOATS), ascend=_arg(mint.argmax))
+row("aten::argmin", lambda s: s.x.argmin(-1), ascend=_arg(mint.argmin))
 
 # ---- sort, topk
 

@@ -35,6 +35,7 @@ def nll_loss_gradient(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return x.grad
 
 
+DIVISIONS = ("floor_divide", "remainder", "fmod")
 EXP = {"rtol": 1e-5, "atol": 1e-6}
 """MindSpore's float32 exp is right to 5e-6 (fenced), and what is computed from it, too."""
 
@@ -147,6 +148,65 @@ CASES = [
             Case("stable sort", lambda i: i.sort(stable=True, dim=1), "i"),
             Case("roll", lambda x: (x.roll(1, 0), x.roll((-1, 2), (0, 1)), x.roll(3)), "x"),
             Case("nll_loss_backward", nll_loss_gradient, "xi"),
+            *(Case(n, getattr(torch, n), "xp") for n in DIVISIONS),
+            *(Case(f"{n} int", lambda i, n=n: getattr(torch, n)(i - 2, 3), "i") for n in DIVISIONS),
+            *(Case(f"{n} number", lambda x, n=n: getattr(torch, n)(x, -0.75), "x") for n in DIVISIONS),
+            Case("remainder of number", lambda p: torch.remainder(2.5, p), "p"),
+            Case("remainder of int", lambda i: torch.remainder(-7, i + 1), "i"),
+            Case("div int", lambda i, j: i / (j + 1), "ij"),
+            *(
+                Case(f"div {m}", lambda x, p, m=m: torch.div(x, p, rounding_mode=m), "xp")
+                for m in ("floor", "trunc", None)
+            ),
+            Case("pow int", lambda i: (i**2, i**3), "i"),
+            *(
+                Case(f"bitwise {t}", lambda a, b: (a & b, a | b, a ^ b, ~a, a & 1, 6 ^ a), t)
+                for t in ("ij", "mn")
+            ),
+            *(Case(f"logical_xor {t}", torch.logical_xor, t) for t in ("mn", "ij", "xp")),
+            Case("clamp tensors", lambda x, y, p: torch.clamp(x, -p, y.abs()), "xyp"),
+            Case("clamp_min tensor", lambda x, y: torch.clamp(x, min=y[:1])),
+            Case("clamp_max tensor", lambda x, y: torch.clamp(x, max=y[:, :1])),
+            *(Case(f"{n} tensor", getattr(torch, n)) for n in ("clamp_min", "clamp_max")),
+            Case("lerp tensor", torch.lerp, "xyp"),
+            Case("isclose int", torch.isclose, "ij"),
+            Case("equal", lambda x, y: x.new_tensor([torch.equal(x, y), torch.equal(x, x + 0)])),
+            Case("argmin", lambda x: (x.argmin(), x.argmin(1, True), x.argmin(0)), "x"),
+            Case("flip", lambda x: (x.flip(0), x.flip(-1, 0)), "x"),
+            *(Case(f"prod {t}", lambda a: (a.prod(), a.prod(1, keepdim=True)), t) for t in "pim"),
+            *(
+                Case(
+                    n,
+                    lambda x, n=n: (getattr(torch, n)(x), getattr(torch, n)(x, 0, correction=0)),
+                    "x",
+                    rtol=4e-6,
+                )
+                for n in ("var", "std", "var_mean", "std_mean")
+            ),
+            *(
+                Case(f"{n} dims", lambda b, n=n: getattr(torch, n)(b > 0, (0, 2), True), "b")
+                for n in ("all", "any")
+            ),
+            *(
+                Case(f"{n} bool", lambda m, n=n: (getattr(m, n)(), getattr(m, n)(0)), "m")
+                for n in ("max", "min")
+            ),
+            Case("norm 3", lambda x: torch.linalg.vector_norm(x, 3, dim=(0, 1)), "x", rtol=4e-6),
+            *(
+                Case(
+                    f"addbmm {b}",
+                    lambda b, c, beta=b: torch.addbmm(b[0, :, :4], b, c, beta=beta, alpha=2),
+                    "bc",
+                )
+                for b in (0, 0.5)
+            ),
+            Case("gather bool", lambda m, i: m.gather(1, i), "mi"),
+            Case(
+                "scatter bool",
+                lambda m, n, i: (m.scatter(1, i[:, :1], n[:, :1]), m.scatter(1, i, True)),
+                "mni",
+            ),
+            Case("masked_scatter rows", lambda x, m, y: x.masked_scatter(m[:1], y), "xmy"),
         ]
         if _runtime.on_ascend()
         else []
@@ -255,7 +315,7 @@ def make(kind: str) -> torch.Tensor:
 
 
 def flatten(result: object) -> list[torch.Tensor]:
-    return [result] if isinstance(result, torch.Tensor) else list(result)
+    return [result] if isinstance(result, torch.Tensor) else [t for part in result for t in flatten(part)]
 
 
 def check(

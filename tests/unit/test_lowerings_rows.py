@@ -93,12 +93,12 @@ def test_a_fence_has_a_cause(name: str, route: str, fence: registry.Fence, dtype
 
 def test_a_row_without_a_sample_cannot_be_written() -> None:
     with pytest.raises(TypeError, match="sample"):
-        registry.row("aten::flip", cpu=registry.Kernel(torch.ceil, registry.FLOATS))
+        registry.row("aten::hypot", cpu=registry.Kernel(torch.ceil, registry.FLOATS))
 
 
 def test_a_row_without_a_kernel_cannot_be_written() -> None:
     with pytest.raises(ValueError, match="a row without a kernel"):
-        registry.row("aten::flip", lambda s: s.x.flip(0))
+        registry.row("aten::hypot", lambda s: torch.hypot(s.x, s.y))
 
 
 def test_every_operator_of_the_table_of_routes_has_a_row() -> None:

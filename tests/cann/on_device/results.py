@@ -1,5 +1,6 @@
 """What torch's operator database found on the simulated device: lazy conjugates, unmarked writes, lengths of
-arange, dtypes of sums and numbers; and that results without elements need no host. Against torch on the CPU.
+arange, dtypes of sums and numbers; that results without elements need no host, and that the host reads no
+index. Against torch on the CPU.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import mindspeed_ms.patch  # noqa: F401 - makes device npu
 import pytest
 import torch
 from mindspeed_ms.routes import coverage
+
+from tests.cann import counters
 
 Tensor = torch.Tensor
 COMPLEX = torch.complex(torch.arange(5.0), torch.arange(5.0) - 2)
@@ -90,6 +93,38 @@ def test_results_without_elements_need_no_host(name: str) -> None:
     expected = NOTHING[name](*host)
     assert (found.shape, found.dtype, found.stride()) == (expected.shape, expected.dtype, expected.stride())
     assert torch.equal(found.cpu(), expected)
+
+
+INDEXED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gather": lambda x, i: x.gather(1, i),
+    "scatter": lambda x, i: x.scatter(1, i[:, :1], 2 * x),
+    "scatter number": lambda x, i: x.scatter(1, i, 1.5),
+    "scatter_add": lambda x, i: x.scatter_add(1, i, x),
+    "index": lambda x, i: x[i[0]],
+    "index_select": lambda x, i: x.index_select(0, i[0]),
+    "index_put": lambda x, i: x.clone().index_put_((i[0, :2],), x[0]),
+    "index_add": lambda x, i: x.index_add(0, i[0], x[:1].expand(4, 4)),
+    "embedding": lambda x, i: torch.nn.functional.embedding(i, x),
+    "nll_loss": lambda x, i: torch.nn.functional.nll_loss(x, i[0]),
+    "masked_scatter": lambda x, i: x.masked_scatter(i > 1, 2 * x),
+    "masked_fill": lambda x, i: x.masked_fill(i > 1, 3),
+}
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_the_host_reads_no_index(name: str) -> None:
+    """It would have to wait for the device at every call."""
+    host = torch.arange(16.0).reshape(4, 4), (torch.arange(16) * 3 % 4).reshape(4, 4)
+    device = [t.to("npu") for t in host]
+    torch.npu.synchronize()
+    coverage.reset()
+    before = counters.read()
+    found = INDEXED[name](*device)
+    after = counters.read()
+    waits = ("d2h", "stream_syncs", "device_syncs", "event_syncs")
+    assert [after[wait] - before[wait] for wait in waits] == [0, 0, 0, 0]
+    assert host_calls() == []
+    torch.testing.assert_close(found.cpu(), INDEXED[name](*host))
 
 
 def test_an_expert_without_tokens_gets_gradients_of_zeros() -> None:
