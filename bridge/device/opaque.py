@@ -35,10 +35,10 @@ def install() -> None:
     _runtime.set_opaque_hooks(hooks)
 
 
-def _allocate(numel: int, dtype: Any) -> Any:
+def _allocate(sizes: tuple[int, ...], dtype: Any) -> Any:
     from mindspore import mint
 
-    return mint.empty((numel,), dtype=dtype, device=DEVICE)
+    return mint.empty(sizes, dtype=dtype, device=DEVICE)
 
 
 def _retype(tensor: Any, numel: int, dtype: Any) -> Any:
@@ -49,16 +49,12 @@ def _retype(tensor: Any, numel: int, dtype: Any) -> Any:
 
 
 def _settle(result: Any) -> Any:
-    """`result` itself where it is contiguous, on the device and alone in its memory, else a copy."""
-    from mindspore import mint
-
+    """A copy of a result that is not contiguous, not on the device or not alone in its memory."""
     if result.device == "CPU":
-        made = mint.empty(result.shape, dtype=result.dtype, device=DEVICE)
+        made = _allocate(result.shape, result.dtype)
         _write_host(made, result)
         return made
-    if not result.is_contiguous():
-        return result.contiguous()
-    return result.clone() if result.storage_offset() else result
+    return result.clone() if result.is_contiguous() else result.contiguous()
 
 
 def _write_host(view: Any, host: Any) -> None:

@@ -19,8 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from mindspeed_ms import _runtime, device
-from mindspeed_ms.device import mindspore
+from mindspeed_ms import _runtime
 from mindspeed_ms.routes import choose, counted, declare
 from mindspeed_ms.routes.choice import NATIVE
 from torch.autograd.function import once_differentiable
@@ -99,7 +98,7 @@ class Operator:
         positions = tuple(names.index(name) for name in decides)
         lists = any("List" in str(arguments[i].type) for i in positions)
         forms: dict[str, Form | None] = {"csrc": csrc, "composite": composite}
-        forms["mindspore"] = mindspore and partial(_on_mindspore, mindspore)
+        forms["mindspore"] = mindspore and partial(_runtime.on_mindspore, mindspore)
         kernel = _chosen(self.name, forms, positions, lists, refusal)
         written = [i for i in self._tensors if arguments[i].is_write]
         if written:
@@ -341,28 +340,6 @@ def fake_like(x: Tensor) -> Tensor:
 
 
 # ---- MindSpore
-
-
-def _on_mindspore(form: Form, *args: Any) -> Any:
-    """A form on the memory of npu tensors: its results as npu tensors. Lists of tensors are lent, too."""
-    lent = [_lend(value) for value in args]
-    with mindspore.alone():
-        found = form(*lent)
-    return _adopt(found)
-
-
-def _lend(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return device.to_mindspore(value.detach().contiguous())
-    if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
-        return [_lend(each) for each in value]
-    return value
-
-
-def _adopt(result: Any) -> Any:
-    if isinstance(result, tuple | list):
-        return type(result)(map(_adopt, result))
-    return None if result is None else device.from_mindspore(result)
 
 
 def mindspore_gradients(function: Form, inputs: Sequence[Any], grads: Sequence[Any]) -> tuple[Any, ...]:

@@ -100,7 +100,7 @@ class Kernel:
     dtypes: Dtypes
     fences: tuple[Fence, ...] = ()
     in_place: Callable[..., Any] | None = None
-    """csrc's: writes its first argument, which is contiguous, where it lies."""
+    """Writes its first argument, which is contiguous and as large as the result, where it lies."""
     widens: bool = False
     """csrc's: reads 16-bit tensors beside a float32 one at ``key_arg`` as they are."""
 
@@ -228,6 +228,7 @@ def register_all() -> None:
             mixed=entry.mixed,
             promotes=entry.promotes,
             strided=entry.strided,
+            mindspore_in_place=mindspore.in_place if mindspore else None,
             csrc_in_place=csrc.in_place if csrc else None,
             csrc_widens=csrc.widens if csrc else False,
             sums=entry.sums,

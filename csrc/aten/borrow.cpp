@@ -139,6 +139,16 @@ py::object lend_to_mindspore(const at::Tensor& t) {
   return out;
 }
 
+bool was_lent(py::handle result, const py::tuple& args) {
+  for (auto arg : args) {
+    if (arg.is(result)) return true;
+    if (!PyList_Check(arg.ptr())) continue;
+    for (auto item : py::reinterpret_borrow<py::list>(arg))
+      if (item.is(result)) return true;
+  }
+  return false;
+}
+
 at::Tensor adopt_from_mindspore(py::handle handle, c10::DeviceIndex device) {
   auto& ms = mindspore();
   auto result = py::reinterpret_borrow<py::object>(handle);

@@ -17,6 +17,10 @@ pybind11::object lend_to_mindspore(const at::Tensor& t);
 // GIL.
 at::Tensor adopt_from_mindspore(pybind11::handle result, c10::DeviceIndex device);
 
+// Whether a result is the very ms.Tensor that was lent, in `args` or a list there. Opaque memory has no
+// addresses to compare without waiting for MindSpore. (A form must not end in a view of an argument.)
+bool was_lent(pybind11::handle result, const pybind11::tuple& args);
+
 // ms.Tensor over the memory of a CPU tensor, no copy. Needs the GIL.
 pybind11::object lend_host(const at::Tensor& cpu);
 

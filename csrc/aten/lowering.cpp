@@ -1,10 +1,14 @@
 #include "aten/lowering.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "aten/borrow.h"
 #include "aten/host_route.h"
 #include "aten/lowering_table.h"
 #include "aten/routes_bind.h"
+#include "runtime/device.h"
 
 namespace py = pybind11;
 
@@ -22,6 +26,43 @@ torch::Library& library() {
   return *lib;
 }
 
+// Tensors as MindSpore sees them, contiguous; those in lists, too.
+py::object lend_argument(py::handle value) {
+  if (THPVariable_Check(value.ptr())) return lend_to_mindspore(THPVariable_Unpack(value.ptr()).contiguous());
+  if (!PyList_Check(value.ptr()) || !PyList_GET_SIZE(value.ptr()) ||
+      !THPVariable_Check(PyList_GET_ITEM(value.ptr(), 0)))
+    return py::reinterpret_borrow<py::object>(value);
+  py::list lent;
+  for (auto item : py::reinterpret_borrow<py::list>(value)) lent.append(lend_argument(item));
+  return lent;
+}
+
+py::object adopt_result(py::handle result, const py::tuple& lent, c10::DeviceIndex device) {
+  if (result.is_none()) return py::none();
+  if (PyTuple_Check(result.ptr()) || PyList_Check(result.ptr())) {
+    py::list adopted;
+    for (auto item : py::reinterpret_borrow<py::sequence>(result))
+      adopted.append(adopt_result(item, lent, device));
+    return PyTuple_Check(result.ptr()) ? py::object(py::tuple(adopted)) : adopted;
+  }
+  auto out = adopt_from_mindspore(result, device);
+  return py::cast(was_lent(result, lent) ? out.clone() : out);
+}
+
+// Calls `form`, a function of MindSpore tensors, on the memory of npu tensors.
+py::object on_mindspore(const py::object& form, const py::args& args) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  py::tuple lent(args.size());
+  for (size_t i = 0; i < args.size(); ++i) lent[i] = lend_argument(args[i]);
+  py::object result;
+  {
+    MindSporeLock lock;
+    result = py::reinterpret_steal<py::object>(PyObject_CallObject(form.ptr(), lent.ptr()));
+  }
+  if (!result) throw py::error_already_set();
+  return adopt_result(result, lent, current_device());
+}
+
 }  // namespace
 
 void bind_lowerings(py::module_& m) {
@@ -32,7 +73,8 @@ void bind_lowerings(py::module_& m) {
   py::class_<Lowering, std::shared_ptr<Lowering>>(m, "Lowering")
       .def(py::init([](std::string name, py::object mindspore, py::iterable mindspore_dtypes, py::object csrc,
                        py::iterable csrc_dtypes, size_t key_arg, bool mixed, bool promotes, bool strided,
-                       py::object csrc_in_place, bool csrc_widens, bool sums, bool joins) {
+                       py::object mindspore_in_place, py::object csrc_in_place, bool csrc_widens, bool sums,
+                       bool joins) {
              auto self = std::make_shared<Lowering>();
              self->name = std::move(name);
              self->mindspore = std::move(mindspore);
@@ -43,6 +85,7 @@ void bind_lowerings(py::module_& m) {
              self->key_arg = key_arg;
              self->mixed = mixed;
              self->promotes = promotes;
+             self->mindspore_in_place = std::move(mindspore_in_place);
              self->csrc_in_place = std::move(csrc_in_place);
              self->strided = strided;
              self->csrc_widens = csrc_widens;
@@ -52,8 +95,8 @@ void bind_lowerings(py::module_& m) {
            }),
            py::arg("name"), py::kw_only(), py::arg("mindspore"), py::arg("mindspore_dtypes"), py::arg("csrc"),
            py::arg("csrc_dtypes"), py::arg("key_arg"), py::arg("mixed"), py::arg("promotes"),
-           py::arg("strided"), py::arg("csrc_in_place"), py::arg("csrc_widens"), py::arg("sums"),
-           py::arg("joins"))
+           py::arg("strided"), py::arg("mindspore_in_place"), py::arg("csrc_in_place"),
+           py::arg("csrc_widens"), py::arg("sums"), py::arg("joins"))
       .def(
           "set_auto",
           [](Lowering& self, at::ScalarType dtype, const std::string& below, const std::string& above,
@@ -84,6 +127,10 @@ void bind_lowerings(py::module_& m) {
       },
       py::arg("overload"), py::arg("lowering"), py::arg("form"),
       "Makes `lowering` the npu kernel of aten::`overload`.");
+  m.def(
+      "on_mindspore", &on_mindspore,
+      "Calls a function of ms.Tensors on the memory of npu tensors, those in lists, too: its results as npu "
+      "tensors of their own.");
   m.def("lock_mindspore", [] {
     if (mindspore_mutex().try_lock()) return;
     py::gil_scoped_release nogil;

@@ -25,19 +25,6 @@ std::recursive_mutex& mindspore_mutex() {
 
 namespace {
 
-// Called with the GIL held. The GIL is given up while waiting, since MindSpore itself releases and retakes
-// it.
-class MindSporeLock {
- public:
-  MindSporeLock() {
-    if (mindspore_mutex().try_lock()) return;
-    py::gil_scoped_release nogil;
-    mindspore_mutex().lock();
-  }
-  ~MindSporeLock() { mindspore_mutex().unlock(); }
-  MindSporeLock(const MindSporeLock&) = delete;
-};
-
 // What the arguments of one call say about which kernels may take it, and where its results belong.
 struct Inspection : Call {
   c10::DeviceIndex device = 0;
@@ -223,7 +210,9 @@ class Kernel final : public c10::OperatorKernel {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     py::object result;
     py::tuple args(count);
-    const bool direct = route == Route::Csrc && writes_directly(stack, begin, seen);
+    const auto& in_place =
+        route == Route::MindSpore ? lowering_->mindspore_in_place : lowering_->csrc_in_place;
+    const bool direct = !in_place.is_none() && writes_directly(stack, begin, seen);
     {
       std::optional<MindSporeLock> lock;
       if (route == Route::MindSpore) lock.emplace();
@@ -233,9 +222,7 @@ class Kernel final : public c10::OperatorKernel {
         args[i] =
             to_python(stack[begin + i], info.args[i], route, cast ? seen.dtype : at::ScalarType::Undefined);
       }
-      const auto& fn = route == Route::MindSpore ? lowering_->mindspore
-                       : direct                  ? lowering_->csrc_in_place
-                                                 : lowering_->csrc;
+      const auto& fn = direct ? in_place : route == Route::MindSpore ? lowering_->mindspore : lowering_->csrc;
       result = py::reinterpret_steal<py::object>(PyObject_CallObject(fn.ptr(), args.ptr()));
     }
     if (!result) {
@@ -330,21 +317,9 @@ class Kernel final : public c10::OperatorKernel {
       plain = py::reinterpret_borrow<py::object>(result);
     } else {
       auto out = adopt_from_mindspore(result, seen.device);
-      const bool shared = opaque_memory() ? is_among(result, args) : shares_memory(out, stack, begin);
+      const bool shared = opaque_memory() ? was_lent(result, args) : shares_memory(out, stack, begin);
       results.push_back(shared ? out.clone() : out);
     }
-  }
-
-  // Opaque memory has no addresses to compare without waiting for MindSpore; what it hands back is the very
-  // ms.Tensor that was lent. (A lowering must not end in a view of an argument.)
-  static bool is_among(py::handle result, const py::tuple& args) {
-    for (auto arg : args) {
-      if (arg.is(result)) return true;
-      if (!PyList_Check(arg.ptr())) continue;
-      for (auto item : py::reinterpret_borrow<py::list>(arg))
-        if (item.is(result)) return true;
-    }
-    return false;
   }
 
   // MindSpore may hand an input back (a cast to the same dtype, a reshape): torch expects fresh memory.
@@ -414,10 +389,10 @@ class Kernel final : public c10::OperatorKernel {
       for (auto& t : written) stack.emplace_back(t);
   }
 
-  // Whether the csrc kernel may write its first argument where it lies: contiguous, of the kernel's dtype,
-  // and not overlapping another argument.
+  // Whether a kernel may write its first argument where it lies: contiguous, of the kernel's dtype and of the
+  // result's size, and not overlapping another argument.
   bool writes_directly(const torch::jit::Stack& stack, size_t begin, const Inspection& seen) const {
-    if (form_ != Form::InPlace || lowering_->csrc_in_place.is_none()) return false;
+    if (form_ != Form::InPlace) return false;
     auto fits = [&](const at::Tensor& t) { return t.is_contiguous() && t.scalar_type() == seen.dtype; };
     if (stack[begin].isTensorList()) {
       for (const auto& t : stack[begin].toListRef())
@@ -428,6 +403,8 @@ class Kernel final : public c10::OperatorKernel {
     if (!fits(target)) return false;
     for (size_t i = begin + 1; i < stack.size(); ++i) {
       if (!stack[i].isTensor() || !stack[i].toTensor().defined()) continue;
+      // A result that is larger than its place is an error, which torch words.
+      if (opaque_memory() && !at::is_expandable_to(stack[i].toTensor().sizes(), target.sizes())) return false;
       const auto status = at::get_overlap_status(target, stack[i].toTensor());
       if (status != at::MemOverlapStatus::No && status != at::MemOverlapStatus::Full) return false;
     }
@@ -444,7 +421,10 @@ class Kernel final : public c10::OperatorKernel {
                   " doesn't match the broadcast shape ", result.sizes(), " (", info.name, ")");
     }
     if (opaque_memory()) {
-      target.copy_(result);
+      // Not through the dispatcher where that would end in the same copy.
+      if (target.is_conj() || target.is_neg()) return void(target.copy_(result));
+      at::assert_no_internal_overlap(target);
+      if (!opaque_copy(target, result)) target.copy_(result);
     } else {
       // Torch owns the memory that an in-place operator writes; MindSpore's own in-place kernels lose writes.
       host_alias(target).copy_(host_alias(result));

@@ -12,6 +12,19 @@ namespace mindspeed_ms {
 // MindSpore on CPU crashes when two threads run it at once; backward threads and the main thread take turns.
 std::recursive_mutex& mindspore_mutex();
 
+// Called with the GIL held. The GIL is given up while waiting, since MindSpore itself releases and retakes
+// it.
+class MindSporeLock {
+ public:
+  MindSporeLock() {
+    if (mindspore_mutex().try_lock()) return;
+    py::gil_scoped_release nogil;
+    mindspore_mutex().lock();
+  }
+  ~MindSporeLock() { mindspore_mutex().unlock(); }
+  MindSporeLock(const MindSporeLock&) = delete;
+};
+
 // How an overload relates to the functional operator whose kernel it uses.
 enum class Form : uint8_t { Functional, InPlace, Out };
 
@@ -20,8 +33,8 @@ struct Lowering {
   std::string name;
   Offer offer;
   pybind11::object mindspore, csrc;  // None where there is no such kernel
-  pybind11::object
-      csrc_in_place;      // writes its first argument; None where the result of `csrc` is copied there
+  // They write their first argument; None where the result of the others is copied there.
+  pybind11::object mindspore_in_place, csrc_in_place;
   size_t key_arg = 0;     // the tensor argument whose dtype decides
   bool mixed = false;     // other tensor arguments may have other dtypes
   bool promotes = false;  // tensor arguments from key_arg on are cast to torch's common dtype, which decides

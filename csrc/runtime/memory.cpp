@@ -4,7 +4,9 @@
 #include <sys/mman.h>
 
 #include <array>
+#include <bit>
 #include <cstring>
+#include <mutex>
 
 #include "runtime/block_cache.h"
 #include "runtime/opaque.h"
@@ -18,6 +20,47 @@ std::array<MemoryStats, 64> g_stats;
 bool g_opaque = false;
 
 void delete_memory(void* ctx) { delete static_cast<Memory*>(ctx); }
+
+// Addresses that nobody can read. Reserving one is a call of the kernel and takes as long as an operator's
+// launch, so those that come back are kept, by powers of two pages.
+class Reservations {
+ public:
+  void* take(size_t nbytes) {
+    const int size = size_class(nbytes);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!free_[size].empty()) {
+        void* address = free_[size].back();
+        free_[size].pop_back();
+        return address;
+      }
+    }
+    void* address =
+        mmap(nullptr, kPage << size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    TORCH_CHECK(address != MAP_FAILED, "cannot reserve ", kPage << size,
+                " bytes of address space for an npu storage.");
+    return address;
+  }
+
+  void give_back(void* address, size_t nbytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    free_[size_class(nbytes)].push_back(address);
+  }
+
+ private:
+  static constexpr size_t kPage = 4096;
+  static int size_class(size_t nbytes) {
+    const size_t pages = (std::max<size_t>(nbytes, 1) + kPage - 1) / kPage;
+    return std::bit_width(pages - 1);
+  }
+
+  std::mutex mutex_;
+  std::array<std::vector<void*>, 64> free_;
+};
+Reservations& reservations() {
+  static auto* instance = new Reservations;
+  return *instance;
+}
 
 void raise(std::atomic<int64_t>& peak, int64_t now) {
   int64_t before = peak;
@@ -66,17 +109,28 @@ HostMemory::HostMemory(c10::Storage cpu, c10::DeviceIndex device)
 HostMemory::~HostMemory() { release_object(lent); }
 
 OpaqueMemory::OpaqueMemory(size_t nbytes, c10::DeviceIndex device) : Memory(nbytes, device) {
-  constexpr size_t page = 4096;
-  reserved_ = (std::max<size_t>(nbytes, 1) + page - 1) / page * page;
-  address_ = mmap(nullptr, reserved_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  TORCH_CHECK(address_ != MAP_FAILED, "cannot reserve ", reserved_,
-              " bytes of address space for an npu storage.");
+  address_ = reservations().take(nbytes);
 }
 
 OpaqueMemory::~OpaqueMemory() {
-  munmap(address_, reserved_);
-  release_object(retyped);
-  release_object(flat);
+  reservations().give_back(address_, nbytes_);
+  if (views.empty() && !retyped && !whole) return;
+  if (!Py_IsInitialized()) return;
+  py::gil_scoped_acquire gil;
+  drop_views();
+  Py_XDECREF(retyped);
+  Py_XDECREF(whole);
+}
+
+void OpaqueMemory::drop_views() {
+  auto dropped = std::move(views);
+  views.clear();
+  for (auto& view : dropped) Py_DECREF(view.tensor);
+}
+
+bool OpaqueMemory::View::is(at::ScalarType dtype_, at::IntArrayRef sizes_, at::IntArrayRef strides_,
+                            int64_t offset_) const {
+  return offset == offset_ && dtype == dtype_ && sizes_ == sizes && strides_ == strides;
 }
 
 bool opaque_memory() { return g_opaque; }

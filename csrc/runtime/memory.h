@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "runtime/device.h"
 
@@ -57,25 +58,40 @@ class HostMemory final : public Memory {
   c10::Storage cpu_;
 };
 
-// Opaque memory, as on Ascend: only the flat ms.Tensor knows where the bytes are. The address torch sees is
-// reserved but not readable, so that code which looks behind the tensor fails at once.
+// Opaque memory, as on Ascend: only the ms.Tensor `whole` knows where the bytes are. The address torch sees
+// is reserved but not readable, so that code which looks behind the tensor fails at once.
 class OpaqueMemory final : public Memory {
  public:
+  // An ms.Tensor over some of the elements, as it was lent.
+  struct View {
+    int64_t offset;
+    at::ScalarType dtype;
+    c10::SmallVector<int64_t, 5> sizes, strides;
+    PyObject* tensor;  // owned
+
+    bool is(at::ScalarType dtype, at::IntArrayRef sizes, at::IntArrayRef strides, int64_t offset) const;
+  };
+
   OpaqueMemory(size_t nbytes, c10::DeviceIndex device);
   ~OpaqueMemory() override;
 
   void* address() const { return address_; }
+  void drop_views();
 
-  // Guarded by the GIL. ms.Tensors have one dtype each: `flat` has that of the first use, before which there
+  // Guarded by the GIL. ms.Tensors have one dtype each: `whole` has that of the first use, before which there
   // is no memory; `retyped` is the same memory under the dtype of the last use that was another.
-  PyObject* flat = nullptr;     // owned; contiguous from the start of its memory
+  PyObject* whole = nullptr;    // owned; contiguous from the start of its memory
   PyObject* retyped = nullptr;  // owned
   at::ScalarType dtype = at::ScalarType::Undefined, retyped_dtype = at::ScalarType::Undefined;
-  size_t numel = 0;  // of `flat`
+  size_t numel = 0;                    // of `whole`
+  c10::SmallVector<int64_t, 5> sizes;  // of `whole`
+
+  // Kept so that lending again costs nothing. All of them are views of one device address, so none gets
+  // stale while this memory lives; a storage that is resized, or set to another, has another memory.
+  std::vector<View> views;
 
  private:
   void* address_;
-  size_t reserved_;
 };
 
 // True if npu memory is opaque: on Ascend.

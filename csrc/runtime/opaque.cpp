@@ -54,24 +54,30 @@ at::ScalarType on_the_bus(at::ScalarType dtype) {
   return dtype == at::kBFloat16 || dtype == at::kBool ? integer_of(dtype) : carrier(dtype);
 }
 
-// The memory as a flat ms.Tensor of `dtype`. Under another dtype (Tensor.view(dtype)) it is a second
-// ms.Tensor over the same memory.
-PyObject* flat_of(OpaqueMemory& memory, at::ScalarType dtype) {
-  auto& hooks = opaque_hooks();
-  py::handle ms_dtype = mindspore_dtype(dtype);
+// Makes room on the device, unless there is. `sizes`: as its first user sees it, who needs no view then.
+void make_room(OpaqueMemory& memory, at::ScalarType dtype, at::IntArrayRef sizes) {
+  if (memory.whole) return;
+  memory.whole =
+      call(opaque_hooks().allocate, to_tuple(sizes), py::handle(mindspore_dtype(dtype))).release().ptr();
+  memory.dtype = dtype;
+  memory.numel = c10::multiply_integers(sizes);
+  memory.sizes.assign(sizes.begin(), sizes.end());
+}
+
+// All of the memory as an ms.Tensor of `dtype`, whatever its shape. Under another dtype (Tensor.view(dtype))
+// it is a second ms.Tensor over the same memory.
+PyObject* whole_of(OpaqueMemory& memory, at::ScalarType dtype) {
   const size_t itemsize = c10::elementSize(dtype);
-  if (!memory.flat) {
-    const size_t numel = std::max<size_t>((memory.nbytes() + itemsize - 1) / itemsize, 1);
-    memory.flat = call(hooks.allocate, numel, ms_dtype).release().ptr();
-    memory.dtype = dtype;
-    memory.numel = numel;
-  }
-  if (memory.dtype == dtype) return memory.flat;
+  if (!memory.whole)
+    make_room(memory, dtype,
+              {static_cast<int64_t>(std::max<size_t>((memory.nbytes() + itemsize - 1) / itemsize, 1))});
+  if (memory.dtype == dtype) return memory.whole;
   if (!memory.retyped || memory.retyped_dtype != dtype) {
     const size_t own = c10::elementSize(memory.dtype);
     // Elements that fill a whole number of the others.
     const size_t numel = itemsize > own ? memory.numel / (itemsize / own) * (itemsize / own) : memory.numel;
-    auto retyped = call(hooks.retype, py::handle(memory.flat), numel, ms_dtype);
+    auto retyped =
+        call(opaque_hooks().retype, py::handle(memory.whole), numel, py::handle(mindspore_dtype(dtype)));
     Py_XDECREF(memory.retyped);
     memory.retyped = retyped.release().ptr();
     memory.retyped_dtype = dtype;
@@ -79,11 +85,32 @@ PyObject* flat_of(OpaqueMemory& memory, at::ScalarType dtype) {
   return memory.retyped;
 }
 
+py::object new_view(OpaqueMemory& memory, at::ScalarType dtype, at::IntArrayRef sizes,
+                    at::IntArrayRef strides, int64_t offset) {
+  return call(opaque_hooks().view, py::handle(whole_of(memory, dtype)), to_tuple(sizes), to_tuple(strides),
+              offset);
+}
+
 // ms.Tensor over `t`'s elements; `dtype`: of the same width as that of `t`.
 py::object view_of(const at::Tensor& t, at::ScalarType dtype) {
-  auto* flat = flat_of(opaque_memory_of(t), dtype);
-  return call(opaque_hooks().view, py::handle(flat), to_tuple(t.sizes()), to_tuple(t.strides()),
-              t.storage_offset());
+  // A buffer of all parameters has a view for each; slices that never come again must not pile up.
+  constexpr size_t kViews = 1024;
+  auto& memory = opaque_memory_of(t);
+  const auto sizes = t.sizes(), strides = t.strides();
+  const auto offset = t.storage_offset();
+  const bool from_start = offset == 0 && t.is_contiguous();
+  if (from_start && c10::elementSize(dtype) * t.numel() == memory.nbytes() && t.numel())
+    make_room(memory, dtype, sizes);
+  if (from_start && memory.dtype == dtype && sizes == memory.sizes)
+    return py::reinterpret_borrow<py::object>(memory.whole);
+  for (const auto& view : memory.views)
+    if (view.is(dtype, sizes, strides, offset)) return py::reinterpret_borrow<py::object>(view.tensor);
+  auto made = new_view(memory, dtype, sizes, strides, offset);
+  if (memory.views.size() == kViews) memory.drop_views();
+  auto& view = memory.views.emplace_back(OpaqueMemory::View{offset, dtype, {}, {}, made.inc_ref().ptr()});
+  view.sizes.assign(sizes.begin(), sizes.end());
+  view.strides.assign(strides.begin(), strides.end());
+  return made;
 }
 
 // The same elements in the order in which they lie in memory, if they are dense there.
@@ -117,9 +144,8 @@ void write_span(const at::Tensor& span, const at::Tensor& host) {
   py::object target;
   if (host.is_complex()) {  // DLPack as MindSpore reads it has none: pairs of real numbers
     source = at::view_as_real(host).view({-1});
-    auto* flat = flat_of(opaque_memory_of(span), source.scalar_type());
-    target = call(opaque_hooks().view, py::handle(flat), py::make_tuple(source.numel()), py::make_tuple(1),
-                  2 * span.storage_offset());
+    target = new_view(opaque_memory_of(span), source.scalar_type(), {source.numel()}, {1},
+                      2 * span.storage_offset());
   } else {
     const auto dtype = on_the_bus(host.scalar_type());
     source = host.scalar_type() == dtype ? host : host.view(dtype);
@@ -147,6 +173,21 @@ at::Tensor new_opaque(OpaqueMemory* memory, size_t nbytes, at::IntArrayRef sizes
                                                       c10::scalarTypeToTypeMeta(dtype));
   out.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   return out;
+}
+
+// Whether an operator's result is on the device, contiguous, and starts where its memory does.
+bool is_alone_in_memory(py::handle result) {
+  static auto* device = PyUnicode_InternFromString("device");
+  static auto* is_contiguous = PyUnicode_InternFromString("is_contiguous");
+  static auto* storage_offset = PyUnicode_InternFromString("storage_offset");
+  auto taken = [](PyObject* object) {
+    if (!object) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(object);
+  };
+  auto ask = [&](PyObject* name) { return taken(PyObject_CallMethodNoArgs(result.ptr(), name)); };
+  const auto where = taken(PyObject_GetAttr(result.ptr(), device));
+  return PyUnicode_CompareWithASCIIString(where.ptr(), "CPU") != 0 && ask(is_contiguous).ptr() == Py_True &&
+         PyLong_AsLongLong(ask(storage_offset).ptr()) == 0;
 }
 
 at::Tensor new_tensor(at::IntArrayRef sizes, at::ScalarType dtype, c10::DeviceIndex device) {
@@ -186,7 +227,10 @@ at::Tensor opaque_to_host(const at::Tensor& t) {
     if (t.stride(d) == 0 && t.size(d) > 1) distinct = distinct.narrow(d, 0, 1);
   const auto span = as_span(distinct);
   py::gil_scoped_acquire gil;
-  auto view = view_of(span ? *span : distinct, on_the_bus(t.scalar_type()));
+  const auto& seen = span ? *span : distinct;
+  // A view of its own: MindSpore keeps what it read with the tensor that was read.
+  auto view = new_view(opaque_memory_of(t), on_the_bus(t.scalar_type()), seen.sizes(), seen.strides(),
+                       seen.storage_offset());
   auto host = py::cast<at::Tensor>(call(opaque_hooks().to_host, view));
   if (!side_streams_used()) release_staging();
   count_to_host(host.nbytes());
@@ -246,24 +290,23 @@ void opaque_write(const at::Tensor& t, PyObject* source) {
 
 at::Tensor opaque_adopt(PyObject* result, at::IntArrayRef sizes, at::ScalarType dtype,
                         c10::DeviceIndex device) {
+  auto whole = is_alone_in_memory(result) ? py::reinterpret_borrow<py::object>(result)
+                                          : call(opaque_hooks().settle, py::handle(result));
   const size_t numel = c10::multiply_integers(sizes);
-  auto flat = call(opaque_hooks().settle, py::handle(result));
   auto* memory = new OpaqueMemory(numel * c10::elementSize(dtype), device);
-  memory->flat = flat.release().ptr();
+  memory->whole = whole.release().ptr();
   memory->dtype = dtype;
   memory->numel = numel;
+  memory->sizes.assign(sizes.begin(), sizes.end());
   return new_opaque(memory, memory->nbytes(), sizes, dtype, device);
 }
 
 c10::DataPtr resize_opaque(OpaqueMemory& old, size_t old_nbytes, size_t nbytes, c10::DeviceIndex device) {
   auto fresh = make_data_ptr(new OpaqueMemory(nbytes, device), device);
   const auto kept = static_cast<int64_t>(std::min(old_nbytes, nbytes));
-  if (!old.flat || !kept) return fresh;
+  if (!old.whole || !kept) return fresh;
   py::gil_scoped_acquire gil;
-  auto bytes = [&](OpaqueMemory& memory) {
-    return call(opaque_hooks().view, py::handle(flat_of(memory, at::kByte)), py::make_tuple(kept),
-                py::make_tuple(1), 0);
-  };
+  auto bytes = [&](OpaqueMemory& memory) { return new_view(memory, at::kByte, {kept}, {1}, 0); };
   call(opaque_hooks().copy, bytes(*static_cast<OpaqueMemory*>(fresh.get_context())), bytes(old));
   return fresh;
 }

@@ -6,12 +6,12 @@ namespace mindspeed_ms {
 // Opaque memory is reached only through these Python callables (bridge/device/opaque.py), which use nothing
 // but operators of ms.Tensor. All of them run on the device in the order of its stream, but for `to_host`.
 struct OpaqueHooks {
-  PyObject* allocate = nullptr;  // (elements, ms dtype) -> flat ms.Tensor on the device, its contents any
-  PyObject* view = nullptr;      // (ms.Tensor, size, stride, offset) -> ms.Tensor over the same memory
-  PyObject* retype = nullptr;    // (ms.Tensor, elements, ms dtype) -> flat ms.Tensor over the same memory
-  PyObject* copy = nullptr;      // (view, source ms.Tensor on the device): casts and broadcasts
-  PyObject* fill = nullptr;      // (view, number)
-  PyObject* settle = nullptr;  // (result) -> ms.Tensor on the device, contiguous from the start of its memory
+  PyObject* allocate = nullptr;     // (sizes, ms dtype) -> ms.Tensor on the device, its contents any
+  PyObject* view = nullptr;         // (ms.Tensor, size, stride, offset) -> ms.Tensor over the same memory
+  PyObject* retype = nullptr;       // (ms.Tensor, elements, ms dtype) -> flat ms.Tensor over the same memory
+  PyObject* copy = nullptr;         // (view, source ms.Tensor on the device): casts and broadcasts
+  PyObject* fill = nullptr;         // (view, number)
+  PyObject* settle = nullptr;       // (result) -> copy on the device, contiguous from the start of its memory
   PyObject* write_host = nullptr;   // (contiguous view, ms.Tensor on the host, same dtype and size)
   PyObject* to_host = nullptr;      // (view) -> contiguous CPU torch tensor of its elements
   PyObject* pin = nullptr;          // (bytes) -> ms.Tensor over pinned host memory

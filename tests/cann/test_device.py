@@ -2,7 +2,8 @@
 
 import pytest
 
-CHECKS = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cann/on_device/device.py")
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+CHECKS = (*PYTEST, *(f"tests/cann/on_device/{name}.py" for name in ("device", "lending")))
 EXTRA = {"LOCAL_RANK": "2"}
 
 
@@ -14,7 +15,7 @@ def test_device(on_simulator, asynchronous: bool) -> None:
 
 @pytest.mark.parametrize("file", ["factories.py", "results.py"])
 def test_what_operators_give(on_simulator, file: str) -> None:
-    done = on_simulator(*CHECKS[:-1], f"tests/cann/on_device/{file}")
+    done = on_simulator(*PYTEST, f"tests/cann/on_device/{file}")
     assert done.returncode == 0, done.stdout[-6000:]
 
 

@@ -1,0 +1,167 @@
+"""Memory lent to MindSpore on target Ascend: no ms.Tensor that is kept for the next time gets stale.
+
+The reference is torch on the CPU, which makes the same calls. Run by tests/cann/test_device.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import mindspeed_ms.patch  # noqa: F401 - the device
+import pytest
+import torch
+from mindspeed_ms import _runtime
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def pair(*shape: int, seed: int = 0) -> Pair:
+    """The same numbers on the device and on the host."""
+    host = torch.randint(-8, 8, shape, generator=torch.Generator().manual_seed(seed)).float()
+    return host.to("npu"), host
+
+
+def test_lending_again_costs_nothing():
+    x, _ = pair(4, 6)
+    lent = _runtime.to_mindspore(x)
+    assert _runtime.to_mindspore(x) is lent
+    part = _runtime.to_mindspore(x[1:3])
+    assert _runtime.to_mindspore(x[1:3]) is part
+    assert _runtime.to_mindspore(x[2:4]) is not part
+    assert _runtime.to_mindspore(x.t()).shape == (6, 4)
+    assert _runtime.to_mindspore(x) is lent
+    y = x * 2
+    assert _runtime.to_mindspore(y) is _runtime.to_mindspore(y.detach())
+
+
+def test_a_write_through_another_view_is_seen():
+    for write in (
+        lambda t: t[1:3, 2:].add_(1),
+        lambda t: t.t()[2].mul_(3),
+        lambda t: t.view(-1)[5:9].zero_(),
+        lambda t: t.view(torch.int32).view(-1)[:3].fill_(0),
+        lambda t: t[0].copy_(t[3]),
+        lambda t: t.data.div_(2),
+    ):
+        x, host = pair(4, 6)
+        views = (lambda t: t, lambda t: t[1:3], lambda t: t.t(), lambda t: t[:, 3:], lambda t: t.view(3, 8))
+        for view in views:  # lent once before
+            assert (view(x) * 2).cpu().equal(view(host) * 2)
+        write(x)
+        write(host)
+        for view in views:
+            assert (view(x) * 2).cpu().equal(view(host) * 2)
+            assert view(x).sum().item() == view(host).sum().item()
+            assert view(x).cpu().equal(view(host))
+
+
+def test_a_resized_storage_is_lent_anew():
+    x, host = pair(4, 6)
+    before = _runtime.to_mindspore(x)
+    alias, host_alias = x[1], host[1]
+    assert (alias + 1).cpu().equal(host_alias + 1)
+    x.resize_(8, 6)
+    host.resize_(8, 6)
+    assert _runtime.to_mindspore(x) is not before
+    for t in (x, host):
+        t[4:].fill_(7)
+        t[1].add_(2)
+    assert (x * 1).cpu().equal(host)
+    assert (alias * 1).cpu().equal(host_alias)  # a view of the storage that grew
+    x.untyped_storage().resize_(0)
+    x.untyped_storage().resize_(8 * 6 * 4)
+    x.copy_(host)
+    assert (x + 0).cpu().equal(host)
+
+
+def test_a_tensor_that_is_set_to_another_storage_is_lent_anew():
+    (x, host), (y, other) = pair(4, 6), pair(6, 4, seed=1)
+    assert (x + 1).cpu().equal(host + 1)
+    old = x[:]
+    for a, b in ((x, y), (host, other)):
+        a.set_(b)
+        a.add_(5)
+    assert (x + 0).cpu().equal(host)
+    assert (y + 0).cpu().equal(other)
+    assert (old + 0).cpu().equal(pair(4, 6)[1])
+    x.data = old
+    assert (x * 3).cpu().equal(pair(4, 6)[1] * 3)
+
+
+def test_more_views_than_are_kept():
+    x, host = pair(3000)
+    for round_ in range(2):
+        for i in range(0, 2400, 2):
+            x[i : i + 3].add_(round_ + 1)
+            host[i : i + 3].add_(round_ + 1)
+    assert (x + 0).cpu().equal(host)
+
+
+def test_an_argument_that_a_form_hands_back_is_copied():
+    x, host = pair(4, 6)
+    same, twice = _runtime.on_mindspore(lambda t, others: (t, others[0]), x, [x])
+    same.zero_()
+    twice.zero_()
+    assert x.cpu().equal(host)
+
+
+def test_live_storages_have_addresses_of_their_own():
+    sizes = [1, 1000, 5000, 4096, 2**20, 70000] * 20
+    kept = [torch.empty(n, dtype=torch.uint8, device="npu") for n in sizes]
+    del kept[::3]
+    kept += [torch.empty(n, dtype=torch.uint8, device="npu") for n in sizes]
+    ranges = sorted((t.data_ptr(), t.data_ptr() + t.numel()) for t in kept)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ranges))
+
+
+VIEWS = (
+    lambda t, r: t[r.randrange(len(t)) :] if t.dim() and len(t) else t,
+    lambda t, r: t.mT if t.dim() > 1 else t,
+    lambda t, r: t[..., r.randrange(t.shape[-1])] if t.dim() > 1 else t,
+    lambda t, r: t.view(-1) if t.is_contiguous() else t,
+    lambda t, r: t[::2] if t.dim() and len(t) > 2 else t,
+    lambda t, r: t.unsqueeze(0),
+)
+WRITES = (
+    lambda t, r: t.add_(r.randrange(1, 5)),
+    lambda t, r: t.add_(t, alpha=2),
+    lambda t, r: t.sub_(torch.full_like(t, 3)),
+    lambda t, r: t.mul_(t[:1].clone() if t.dim() else t),
+    lambda t, r: t.clamp_(-50, 50),
+    lambda t, r: t.zero_(),
+    lambda t, r: t.fill_(r.randrange(9)),
+    lambda t, r: t.copy_(t.flip(0) if t.dim() else t),
+    lambda t, r: t.neg_(),
+    lambda t, r: torch.mul(t.clone(), 2, out=t),
+)
+
+
+def _random_calls(x: torch.Tensor, seed: int) -> list[torch.Tensor]:
+    r = random.Random(seed)
+    live = [x]
+    for _ in range(60):
+        t = live[r.randrange(len(live))]
+        kind = r.random()
+        if kind < 0.4:
+            t = VIEWS[r.randrange(len(VIEWS))](t, r)
+            if t.numel() and t.dim() < 5:
+                live.append(t)
+        elif kind < 0.9:
+            WRITES[r.randrange(len(WRITES))](t, r)
+            t.clamp_(-1000, 1000)
+        elif kind < 0.95:
+            live.append((t * 2 - 1).contiguous())  # as every result of the device is
+        else:
+            x.resize_(x.shape[0] + 1, x.shape[1])[-1].fill_(r.randrange(9))
+        live = live[-12:]
+    return [x, *live]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_views_and_writes(seed):
+    x, host = pair(5, 6)
+    found, expected = _random_calls(x, seed), _random_calls(host, seed)
+    for got, want in zip(found, expected, strict=True):
+        assert got.cpu().equal(want)
+        assert (got + 0).cpu().equal(want)
