@@ -166,11 +166,14 @@ def _sum(name: str, on_cpu: Any, on_ascend: Any) -> None:
     def ascend(x: Any, y: Any, alpha: float) -> Any:
         return on_ascend(x if isinstance(x, ms.Tensor) else filled(x, y), y, alpha=alpha)
 
+    def in_place(x: ms.Tensor, y: Any, alpha: float) -> ms.Tensor:
+        return getattr(x, f"{name}_")(y, alpha=alpha)
+
     row(
         f"aten::{name}.Tensor",
         _call(name, "x", "p"),
         cpu=Kernel(cpu, NUMBERS),
-        ascend=Kernel(ascend, ASCEND_NUMBERS),
+        ascend=Kernel(ascend, ASCEND_NUMBERS, in_place=in_place),
         csrc=csrc_forms.binary(name),
         promotes=True,
     )
@@ -188,15 +191,24 @@ row(
     "aten::mul.Tensor",
     lambda s: torch.mul(s.x, s.p),
     cpu=Kernel(ag.mul, ALL),
-    ascend=Kernel(ascend_mul, ASCEND_ALL),
+    ascend=Kernel(ascend_mul, ASCEND_ALL, in_place=ms.Tensor.mul_),
     csrc=csrc_forms.binary("mul"),
     promotes=True,
 )
+
+
+def ascend_divide_in_place(x: ms.Tensor, y: Any) -> Any:
+    # The quotient of integers is none: torch says so.
+    return x.div_(y) if x.is_floating_point() else NotImplemented
+
+
 row(
     "aten::div.Tensor",
     lambda s: torch.div(s.x, s.p),
     cpu=Kernel(_real_div, FLOATS),
-    ascend=Kernel(ascend_numbers.binary(mint.div, number=True), ASCEND_NUMBERS),
+    ascend=Kernel(
+        ascend_numbers.binary(mint.div, number=True), ASCEND_NUMBERS, in_place=ascend_divide_in_place
+    ),
     csrc=csrc_forms.binary("div"),
     promotes=True,
 )
