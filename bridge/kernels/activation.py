@@ -241,14 +241,14 @@ def _glu_csrc_backward(
 
 
 def _activation_mindspore(x: Any, bias: Any, activation: str) -> Any:
-    return _activate(x if bias is None else x + bias.astype(x.dtype), activation)
+    return _activate(x if bias is None else x + bias.to(x.dtype), activation)
 
 
 def _activation_mindspore_backward(dy: Any, x: Any, bias: Any, activation: str) -> tuple[Any, Any]:
     from mindspore.ops import auto_generate
 
     if activation in ("gelu", "gelu_tanh", "silu"):
-        y = x if bias is None else x + bias.astype(x.dtype)
+        y = x if bias is None else x + bias.to(x.dtype)
         if activation == "silu":
             dx = auto_generate.silu_grad_op(dy, y)
         else:
@@ -261,7 +261,7 @@ def _summed(rows: Any, like: Any) -> Any:
     """Sum over all rows, in fp32, in the dtype of `like`."""
     import mindspore as ms
 
-    return rows.reshape((-1, rows.shape[-1])).astype(ms.float32).sum(0).astype(like.dtype)
+    return rows.reshape((-1, rows.shape[-1])).to(ms.float32).sum(0).to(like.dtype)
 
 
 def _glu_mindspore(
@@ -269,7 +269,7 @@ def _glu_mindspore(
 ) -> Any:
     from mindspore import mint, ops
 
-    y = x if bias is None else x + bias.astype(x.dtype)
+    y = x if bias is None else x + bias.to(x.dtype)
     if activation == "silu" and linear_offset == 0.0 and clamp is None:
         y = ops.swiglu(y, -1)
     else:
@@ -280,7 +280,7 @@ def _glu_mindspore(
             gate, linear = (mint.where(mint.gt(part, high), high, part) for part in (gate, linear))
             linear = mint.where(mint.lt(linear, low), low, linear)
         y = _activate(gate, activation) * (linear + linear_offset)
-    return y if weights is None else (y * weights.reshape((*y.shape[:-1], 1))).astype(x.dtype)
+    return y if weights is None else (y * weights.reshape((*y.shape[:-1], 1))).to(x.dtype)
 
 
 def _glu_mindspore_backward(
@@ -289,7 +289,7 @@ def _glu_mindspore_backward(
     from mindspore.ops import auto_generate
 
     if activation == "silu" and linear_offset == 0.0 and clamp is None and weights is None:
-        dx = auto_generate.swiglu_grad_op(dy, x if bias is None else x + bias.astype(x.dtype), -1)
+        dx = auto_generate.swiglu_grad_op(dy, x if bias is None else x + bias.to(x.dtype), -1)
         return dx, None if bias is None else _summed(dx, bias), None
     options = (activation, linear_offset, clamp)
     return mindspore_gradient(_glu_mindspore, 3)(dy, x, bias, weights, *options)

@@ -126,17 +126,17 @@ def _sizes(x: Tensor) -> tuple[int, int]:
 
 def _mindspore(x: Any, bias: Any, residual: Any, mask: Any, scale: float) -> Any:
     y = x if bias is None else x + bias
-    return residual + (y if mask is None else y * (mask.astype(y.dtype) * scale))
+    return residual + (y if mask is None else y * (mask.to(y.dtype) * scale))
 
 
 def _mindspore_backward(dy: Any, mask: Any, scale: float, with_bias: bool) -> tuple[Any, Any]:
     import mindspore as ms
 
-    dx = None if mask is None else dy * (mask.astype(dy.dtype) * scale)
+    dx = None if mask is None else dy * (mask.to(dy.dtype) * scale)
     if not with_bias:
         return dx, None
     rows = (dy if dx is None else dx).reshape((-1, dy.shape[-1]))
-    return dx, rows.astype(ms.float32).sum(0).astype(dy.dtype)
+    return dx, rows.to(ms.float32).sum(0).to(dy.dtype)
 
 
 # ---- operators

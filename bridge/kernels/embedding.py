@@ -91,16 +91,16 @@ def _mindspore(rows: Any, ids: Any, scale: Any, table_rows: int, padding_idx: in
     from mindspore.ops import auto_generate
 
     inside = mint.logical_and(mint.ge(ids, 0), mint.lt(ids, table_rows))
-    rows = rows * inside.astype(rows.dtype).reshape((-1, 1))
+    rows = rows * inside.to(rows.dtype).reshape((-1, 1))
     if scale is not None:
-        rows = rows * scale.astype(rows.dtype).reshape((-1, 1))
-    ids = ids * inside.astype(ids.dtype)
+        rows = rows * scale.to(rows.dtype).reshape((-1, 1))
+    ids = ids * inside.to(ids.dtype)
     skipped = None if padding_idx < 0 else padding_idx  # -1 would be the last row
     return auto_generate.embedding_dense_backward_op(rows, ids, table_rows, skipped, False)
 
 
 def _mindspore_into(out: Any, rows: Any, ids: Any, scale: Any, padding_idx: int) -> None:
-    out.add_(_mindspore(rows, ids, scale, out.shape[0], padding_idx).astype(out.dtype))
+    out.add_(_mindspore(rows, ids, scale, out.shape[0], padding_idx).to(out.dtype))
 
 
 # ---- operators

@@ -258,8 +258,8 @@ def _mindspore_backward(
     else:
         dx, dgamma = auto_generate.rms_norm_grad_op(dy, x, rstd.reshape(shape), gamma)
         dbeta = None
-    dweight = None if weight is None else dgamma.astype(weight.dtype)
-    dbias = None if bias is None else dbeta.astype(bias.dtype)
+    dweight = None if weight is None else dgamma.to(weight.dtype)
+    dbias = None if bias is None else dbeta.to(bias.dtype)
     return dx if dtotal is None else dx + dtotal, dweight, dbias
 
 
@@ -268,8 +268,8 @@ def _parameters(x: Any, weight: Any, bias: Any, zero_centered: bool) -> tuple[An
     from mindspore import mint
 
     width = x.shape[-1:]
-    gamma = mint.ones(width, dtype=x.dtype) if weight is None else weight.astype(x.dtype)
-    beta = mint.zeros(width, dtype=x.dtype) if bias is None else bias.astype(x.dtype)
+    gamma = mint.ones(width, dtype=x.dtype) if weight is None else weight.to(x.dtype)
+    beta = mint.zeros(width, dtype=x.dtype) if bias is None else bias.to(x.dtype)
     return gamma + 1 if zero_centered and weight is not None else gamma, beta
 
 

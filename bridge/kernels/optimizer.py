@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -356,8 +355,21 @@ def _scale_composite(
     return found, norms
 
 
-def _l2_norm(scaled: Any, tensors: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(scaled(tensors, [], 1.0, True)[1])
+def _l2_norm_csrc(tensors: list[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(_scale_csrc(tensors, [], 1.0, True)[1])
+
+
+def _l2_norm_composite(tensors: list[Tensor]) -> Tensor:
+    wide = _wide(tensors)
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(x, dtype=wide) for x in tensors]))
+
+
+def _l2_norm_mindspore(tensors: list[Any]) -> Any:
+    import mindspore as ms
+    from mindspore import mint
+
+    norms = [mint.linalg.vector_norm(x, 2, dtype=ms.float32) for x in tensors]
+    return mint.linalg.vector_norm(mint.stack(norms), 2)
 
 
 def _newton_schulz(
@@ -416,11 +428,11 @@ def _adam_mindspore(
     counter = mint.full((1,), step - 1.0, dtype=ms.float32)
     options = (lr, beta1, beta2, weight_decay, eps, False, maximize)
     for i, (p, g, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
-        g = g.astype(ms.float32)
+        g = g.to(ms.float32)
         g = g if grad_scale == 1.0 else g * grad_scale
         auto_generate.adamw_op(p, m, v, v, g, counter, *options)
         if copies:
-            copies[i].copy_(p.astype(copies[i].dtype))
+            copies[i].copy_(p)
 
 
 def _adam_refusal(
@@ -490,8 +502,9 @@ _L2_NORM = Operator(
     "l2_norm(Tensor[] tensors) -> Tensor",
     decides=("tensors",),
     fake=lambda tensors: torch.empty((), dtype=_wide(tensors), device=tensors[0].device),
-    composite=partial(_l2_norm, _scale_composite),
-    csrc=partial(_l2_norm, _scale_csrc),
+    composite=_l2_norm_composite,
+    csrc=_l2_norm_csrc,
+    mindspore=_l2_norm_mindspore,
 )
 
 _NEWTON_SCHULZ = Operator(

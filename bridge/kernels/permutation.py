@@ -213,29 +213,29 @@ def _gather_mindspore(x: Any, index: Any, weights: Any) -> Any:
     from mindspore import mint
 
     rows = mint.index_select(x, 0, index)
-    return rows if weights is None else _weighted(rows, weights).astype(x.dtype)
+    return rows if weights is None else _weighted(rows, weights).to(x.dtype)
 
 
 def _combine_mindspore(x: Any, index: Any, weights: Any, into: int) -> Any:
     import mindspore as ms
     from mindspore import mint
 
-    rows = x.astype(ms.float32) if weights is None else _weighted(x, weights)
+    rows = x.to(ms.float32) if weights is None else _weighted(x, weights)
     base = mint.zeros((into, *x.shape[1:]), dtype=ms.float32)
-    return mint.index_add(base, 0, index, rows).astype(x.dtype)
+    return mint.index_add(base, 0, index, rows).to(x.dtype)
 
 
 def _weighted(rows: Any, weights: Any) -> Any:
     import mindspore as ms
 
-    return rows.astype(ms.float32) * weights.astype(ms.float32).reshape((-1, *(1,) * (rows.ndim - 1)))
+    return rows.to(ms.float32) * weights.to(ms.float32).reshape((-1, *(1,) * (rows.ndim - 1)))
 
 
 def _dots_mindspore(x: Any, dy: Any, index: Any) -> Any:
     import mindspore as ms
     from mindspore import mint
 
-    return (x.astype(ms.float32) * mint.index_select(dy, 0, index).astype(ms.float32)).sum(-1)
+    return (x.to(ms.float32) * mint.index_select(dy, 0, index).to(ms.float32)).sum(-1)
 
 
 def _save_gather(ctx: Any, args: tuple[Any, ...], y: Tensor) -> None:

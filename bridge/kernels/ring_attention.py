@@ -260,7 +260,7 @@ def _step_mindspore(query: Any, key: Any, value: Any, causal: bool, scale: float
     operands = _flat(query, key, padded(value, query.shape[-1]))
     mask = compressed_mask() if causal else None
     peak, total, _, out = operator(*operands, None, None, None, mask, None, None, None)
-    return out.astype(ms.float32), peak, total  # the merge rounds to the dtype that it is given
+    return out.to(ms.float32), peak, total  # the merge rounds to the dtype that it is given
 
 
 def _merge_mindspore(*partials: Any) -> tuple[Any, Any, Any]:

@@ -229,7 +229,7 @@ def _mindspore(x: Any, cos: Any, sin: Any, layout: str) -> Any:
     def turn(part: Any) -> Any:
         if layout == "to_half":
             part = _pairs(part, (-1, 2))
-        return ops.rotary_position_embedding(part, cos.astype(x.dtype), sin.astype(x.dtype), MODES[layout])
+        return ops.rotary_position_embedding(part, cos.to(x.dtype), sin.to(x.dtype), MODES[layout])
 
     return _of_rotary(x, cos.shape[-1], turn)
 
@@ -238,7 +238,7 @@ def _mindspore_backward(dy: Any, cos: Any, sin: Any, layout: str) -> Any:
     from mindspore.ops import auto_generate
 
     def turn(part: Any) -> Any:
-        tables = cos.astype(dy.dtype), sin.astype(dy.dtype)
+        tables = cos.to(dy.dtype), sin.to(dy.dtype)
         part = auto_generate.rotary_position_embedding_grad_op(part, *tables, None, MODES[layout])[0]
         return _pairs(part, (2, -1)) if layout == "to_half" else part
 

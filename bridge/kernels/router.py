@@ -240,9 +240,9 @@ def _mindspore(
 
     def marked(like: Any, index: Any) -> Any:
         ones = mint.ones(index.shape, dtype=ms.float32)
-        return mint.scatter(mint.zeros_like(like), 1, index, ones).astype(ms.bool_)
+        return mint.scatter(mint.zeros_like(like), 1, index, ones).to(ms.bool_)
 
-    choice = _mindspore_scores(logits.astype(ms.float32), code, every)
+    choice = _mindspore_scores(logits.to(ms.float32), code, every)
     if bias is not None:
         choice = choice + bias
     if groups:
@@ -262,7 +262,7 @@ def _mindspore_probabilities(
     import mindspore as ms
     from mindspore import mint
 
-    wide = logits.astype(ms.float32)
+    wide = logits.to(ms.float32)
     if code == _OF_CHOSEN and not every:
         probs = mint.nn.functional.softmax(wide.masked_fill(mint.logical_not(chosen), float("-inf")), -1)
     else:
@@ -270,7 +270,7 @@ def _mindspore_probabilities(
         probs = probs if every else probs.masked_fill(mint.logical_not(chosen), 0.0)
         if code == _SIGMOID and (topk > 1 or every):
             probs = probs / (probs.sum(-1, keepdim=True) + 1e-20)
-    return (probs * scale).astype(ms.float32 if every else logits.dtype)
+    return (probs * scale).to(ms.float32 if every else logits.dtype)
 
 
 def _mindspore_backward(

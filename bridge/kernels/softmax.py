@@ -136,22 +136,22 @@ def _mindspore(x: Any, mask: Any, scale: float, causal: bool) -> Any:
     import mindspore as ms
     from mindspore import mint
 
-    scores = x.astype(ms.float32) * scale
+    scores = x.to(ms.float32) * scale
     if mask is not None:
         scores = scores.masked_fill(mask, MASKED_SCORE)
     if causal:
         queries, keys = x.shape[-2:]
-        later = mint.triu(mint.ones((queries, keys), dtype=ms.float32), keys - queries + 1).astype(ms.bool_)
+        later = mint.triu(mint.ones((queries, keys), dtype=ms.float32), keys - queries + 1).to(ms.bool_)
         scores = scores.masked_fill(later, float("-inf"))
-    return mint.nn.functional.softmax(scores, -1).astype(x.dtype)
+    return mint.nn.functional.softmax(scores, -1).to(x.dtype)
 
 
 def _mindspore_backward(dy: Any, y: Any, mask: Any, scale: float) -> Any:
     import mindspore as ms
     from mindspore.ops import auto_generate
 
-    dx = auto_generate.softmax_backward_op(dy.astype(ms.float32), y.astype(ms.float32), -1) * scale
-    return (dx if mask is None else dx.masked_fill(mask, 0.0)).astype(y.dtype)
+    dx = auto_generate.softmax_backward_op(dy.to(ms.float32), y.to(ms.float32), -1) * scale
+    return (dx if mask is None else dx.masked_fill(mask, 0.0)).to(y.dtype)
 
 
 # ---- operators

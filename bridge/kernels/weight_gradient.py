@@ -47,7 +47,7 @@ def _mindspore(columns: Any, rows: Any, main_grad: Any) -> None:
     """A product and an addition: MindSpore 2.10 has InplaceMatmulAdd in its graph mode only."""
     from mindspore import mint
 
-    main_grad.add_(mint.matmul(rows.swapaxes(0, 1), columns).astype(main_grad.dtype))
+    main_grad.add_(mint.mm(rows.t(), columns).to(main_grad.dtype))
 
 
 def _refusal(columns: Tensor, rows: Tensor, main_grad: Tensor) -> str | None:

@@ -3,8 +3,8 @@
 MindSpore's CPU backend has none in bfloat16 ("Unsupported data type"): those run on route csrc, which calls
 the oneDNN that MindSpore ships (:mod:`mindspeed_ms.kernels.matmul`), as large float32 ones do in route auto.
 
-Transposed operands are read in place through the primitives' transpose flags: making them contiguous costs
-MindSpore more than a tenth of the product.
+Transposed operands are read in place, by Ascend's operators as they are, on the CPU through the primitives'
+transpose flags: making them contiguous costs MindSpore more than a tenth of the product.
 """
 
 from __future__ import annotations
@@ -48,7 +48,15 @@ def mm(a: ms.Tensor, b: ms.Tensor) -> Any:
     return _product(_MATMUL, a, b)
 
 
-row("aten::mm", lambda s: torch.mm(s.x, s.y), cpu=Kernel(mm, FLOATS), csrc=_PRODUCT, strided=True, sums=True)
+row(
+    "aten::mm",
+    lambda s: torch.mm(s.x, s.y),
+    cpu=Kernel(mm, FLOATS),
+    ascend=Kernel(mint.mm, ASCEND_FLOATS),
+    csrc=_PRODUCT,
+    strided=True,
+    sums=True,
+)
 
 
 def bmm(a: ms.Tensor, b: ms.Tensor) -> Any:
@@ -61,6 +69,7 @@ row(
     "aten::bmm",
     lambda s: torch.bmm(s.x.view(4, -1, s.x.shape[1]), s.y.view(4, s.x.shape[1], -1)),
     cpu=Kernel(bmm, FLOATS),
+    ascend=Kernel(mint.bmm, ASCEND_FLOATS),
     csrc=_PRODUCT,
     strided=True,
     sums=True,

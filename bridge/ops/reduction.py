@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from mindspeed_ms.kernels import aten
 from mindspeed_ms.ops import csrc_forms
-from mindspeed_ms.ops.dtypes import cast, is_integral
+from mindspeed_ms.ops.dtypes import cast, dtype_of, is_integral
 from mindspeed_ms.ops.names import ag, mint, ms, prim
 from mindspeed_ms.ops.registry import (
     ALL,
@@ -51,10 +51,15 @@ def sum_dim(x: ms.Tensor, dim: Sequence[int] | None, keepdim: bool, dtype: torch
     return cast(ag.sum_ext(x, axes, keepdim, None), dtype)  # of int32, too, MindSpore's is int64
 
 
+def ascend_sum_dim(x: ms.Tensor, dim: Sequence[int] | None, keepdim: bool, dtype: torch.dtype | None) -> Any:
+    return ag.sum_ext(x, _axes(x, dim), keepdim, None if dtype is None else dtype_of(dtype))
+
+
 row(
     "aten::sum.dim_IntList",
     lambda s: s.p.sum(-1),
     cpu=Kernel(sum_dim, ALL),
+    ascend=Kernel(ascend_sum_dim, ASCEND_ALL),
     csrc=csrc_forms.some_dims(aten.sum),
     sums=True,
 )
@@ -64,7 +69,18 @@ def sum_all(x: ms.Tensor, dtype: torch.dtype | None) -> ms.Tensor:
     return sum_dim(x, None, False, dtype)
 
 
-row("aten::sum", lambda s: s.p.sum(), cpu=Kernel(sum_all, ALL), csrc=csrc_forms.all_dims(aten.sum), sums=True)
+def ascend_sum_all(x: ms.Tensor, dtype: torch.dtype | None) -> ms.Tensor:
+    return ascend_sum_dim(x, None, False, dtype)
+
+
+row(
+    "aten::sum",
+    lambda s: s.p.sum(),
+    cpu=Kernel(sum_all, ALL),
+    ascend=Kernel(ascend_sum_all, ASCEND_ALL),
+    csrc=csrc_forms.all_dims(aten.sum),
+    sums=True,
+)
 
 
 def mean_dim(x: ms.Tensor, dim: Sequence[int] | None, keepdim: bool, dtype: torch.dtype | None) -> Any:
@@ -125,9 +141,10 @@ def ascend_vector_norm(
     x: ms.Tensor, order: float, dim: Sequence[int] | None, keepdim: bool, dtype: torch.dtype | None
 ) -> Any:
     """One operator, which sums 16-bit numbers in float32, for the orders that MindSpore gives to it."""
-    if order not in (0, 1, 2, 3):
+    if order not in (0, 1, 2, 3) or dtype is torch.float64:
         return vector_norm(x, order, dim, keepdim, dtype)
-    return prim.linalg_vector_norm_op(cast(x, dtype), float(order), _axes(x, dim), keepdim)
+    wide = None if dtype is None else dtype_of(dtype)
+    return prim.linalg_vector_norm_op(x, float(order), _axes(x, dim), keepdim, wide)
 
 
 def csrc_vector_norm(

@@ -157,7 +157,7 @@ def compressed_mask() -> Any:
     import mindspore as ms
     from mindspore import mint
 
-    return mint.triu(mint.ones((MASK_SIDE, MASK_SIDE), dtype=ms.uint8), 1).astype(ms.bool_)
+    return mint.triu(mint.ones((MASK_SIDE, MASK_SIDE), dtype=ms.uint8), 1).to(ms.bool_)
 
 
 def _hidden(plan: Plan, sequence: tuple[int, ...]) -> Any:
