@@ -6,6 +6,9 @@
   and its ATen registrations (csrc/aten).
 * ``mindspeed_ms._native`` knows neither torch nor MindSpore: fused CPU kernels (csrc/kernels) and the
   shared-memory collectives (csrc/comm), bound by pybind11 on raw pointers.
+
+Both build on x86-64 and aarch64 with the same flags: csrc/kernels/foreach_isa.h chooses instruction sets, and
+tests/aarch64 cross-compiles with this script.
 """
 
 import runpy
