@@ -152,6 +152,9 @@ class Row:
 NOT_DIFFERENTIABLE = frozenset(("aten::isfinite", "aten::isclose"))
 """Composites that may be lowered whole, because their results are bool."""
 
+FILLS = frozenset(("fill_.Scalar", "zero_"))
+"""On Ascend csrc/aten/copies.cpp fills memory where it lies, through any strides."""
+
 table: dict[str, Row] = {}
 """Functional operator (``aten::add.Tensor``) -> its row."""
 
@@ -235,4 +238,6 @@ def register_all() -> None:
             joins=entry.joins,
         )
         for overload in entry.overloads:
+            if overload.name in FILLS and _runtime.opaque_memory():
+                continue
             _runtime.register_lowering(overload.name, entry.handle, overload.form)

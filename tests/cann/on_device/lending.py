@@ -13,6 +13,8 @@ import pytest
 import torch
 from mindspeed_ms import _runtime
 
+from tests.cann import counters
+
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -96,6 +98,31 @@ def test_more_views_than_are_kept():
             x[i : i + 3].add_(round_ + 1)
             host[i : i + 3].add_(round_ + 1)
     assert (x + 0).cpu().equal(host)
+
+
+@pytest.mark.parametrize(
+    ("write", "launch"),
+    [
+        (lambda t: t.zero_(), "aclnnInplaceFillScalar"),
+        (lambda t: t.fill_(2), "aclnnInplaceFillScalar"),
+        (lambda t: t.add_(1), "aclnnInplaceAdds"),
+        (lambda t: t.sub_(t), "aclnnInplaceSub"),
+        (lambda t: t.mul_(0.5), "aclnnInplaceMuls"),
+        (lambda t: t.div_(2), "aclnnInplaceDivs"),
+    ],
+)
+def test_in_place_operators_are_one_launch(write, launch):
+    x, host = pair(4, 6)
+    for t in (x, x[1:3]):
+        _runtime.to_mindspore(t)
+        torch.cuda.synchronize()
+        counters.reset()
+        write(t)
+        torch.cuda.synchronize()
+        assert counters.read()["launches"] == {launch: 1}
+    write(host)
+    write(host[1:3])
+    assert x.cpu().equal(host)
 
 
 def test_an_argument_that_a_form_hands_back_is_copied():
