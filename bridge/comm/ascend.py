@@ -195,7 +195,9 @@ class AscendEngine:
     def __init__(
         self, group: str, ranks: Sequence[int], distributed: ModuleType, lend: Callable[[torch.Tensor], Any]
     ) -> None:
-        self._group, self._ranks, self._distributed, self._lend = group, tuple(ranks), distributed, lend
+        self._group, self._ranks, self._distributed = group, tuple(ranks), distributed
+        # MindSpore 2.10 looks for a first dimension (its scatter ends the process without one).
+        self._lend = lambda tensor: lend(tensor if tensor.dim() else tensor.view(1))
         self._history: deque[dict[str, Any]] = deque(maxlen=HISTORY)
         self.sequence = 0
 

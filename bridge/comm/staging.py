@@ -7,19 +7,22 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from mindspeed_ms import _native, _runtime
-from mindspeed_ms.comm.engine import DTYPES, NO_OP
+from mindspeed_ms.comm.engine import DTYPES, NO_OP, REDUCTIONS
 
 HCCL_REDUCES = frozenset(
     {torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32}
 )
 """What HCCL adds up and compares (HcclDataType of HcclAllReduce). It moves every type."""
+HCCL_MULTIPLIES = HCCL_REDUCES - {torch.int16, torch.bfloat16}
+_BITWISE = frozenset(REDUCTIONS[name] for name in ("BAND", "BOR", "BXOR"))
 
 
 def _by_the_host(tensor: torch.Tensor, reducing: int) -> bool:
-    """Whether the hosts make this reduction, as their devices cannot: of float64 or bytes on Ascend."""
-    if reducing == NO_OP or tensor.dtype in HCCL_REDUCES or tensor.device.type != "npu":
+    """Whether the hosts make this reduction, as their devices cannot: of float64, bytes or bits on Ascend."""
+    if reducing == NO_OP or tensor.device.type != "npu" or not _runtime.opaque_memory():
         return False
-    return _runtime.opaque_memory()
+    takes = HCCL_MULTIPLIES if reducing == REDUCTIONS["PRODUCT"] else HCCL_REDUCES
+    return reducing in _BITWISE or tensor.dtype not in takes
 
 
 class Staging:

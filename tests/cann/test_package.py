@@ -29,6 +29,15 @@ def test_two_ranks(on_simulator) -> None:
 
 
 @pytest.mark.distributed
+def test_drawn_collectives(on_simulator) -> None:
+    """Element types x layouts x forms x reductions of npu tensors, also those that the hosts make."""
+    words = ("tests/conformance/collectives.py", "--device", "npu", "--cases", "150", "--ranks", "2")
+    done = on_simulator(*words, extra={"CANNSIM_HCCL_TIMEOUT": "60"}, timeout=280)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert "2 ranks: 150 cases equal to the reference" in done.stdout
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     "ranks", [2, pytest.param(4, marks=pytest.mark.slow)], ids=lambda ranks: f"{ranks}_steps"
 )

@@ -1,11 +1,11 @@
 """Randomised collectives against gloo and closed forms in float64 / int64.
 
-    python tests/conformance/collectives.py --cases 500 --seed 1
+    python tests/conformance/collectives.py --cases 500 --seed 1 [--device npu]
 
 Each case draws a collective, element type, shape, layout (contiguous, transposed, strided), sub-group, root,
 reduction and sync/async form from a generator that all ranks share. Data that only moves is compared with
-what
-gloo moves, or with what the sender is known to hold; reductions with the same inputs reduced in a wide type.
+what gloo moves, or with what the sender is known to hold; reductions with the same inputs reduced in a wide
+type.
 Runs 2 and 4 ranks; exits non-zero on the first difference.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
+import os
 import random
 import sys
 import traceback
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from mindspeed_ms import comm
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -50,9 +52,9 @@ ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 class Case:
     """One drawn case; equal on every rank."""
 
-    def __init__(self, number: int, seed: int, world: int) -> None:
+    def __init__(self, number: int, seed: int, world: int, device: str = "cpu") -> None:
         draw = random.Random(f"{seed}/{number}/{world}")
-        self.number, self.seed = number, seed
+        self.number, self.seed, self.device = number, seed, device
         self.collective = draw.choice(COLLECTIVES)
         self.dtype = draw.choice(FLOATS + INTEGERS + OTHERS)
         self.shape = draw.choice(SHAPES)
@@ -75,28 +77,31 @@ class Case:
         )
 
     def tensor(self, rank: int, part: int = 0, leading: int | None = None) -> torch.Tensor:
-        """Input number ``part`` of ``rank``; ``leading``: an extra first dimension."""
+        """Input number ``part`` of ``rank``, where and as this case has it; ``leading``: an extra first
+        dimension."""
+        return self.lay_out(self.values(rank, part, leading).to(self.device))
+
+    def values(self, rank: int, part: int = 0, leading: int | None = None) -> torch.Tensor:
+        """The same on the CPU."""
         shape = self.shape if leading is None else (leading, *self.shape)
         generator = torch.Generator().manual_seed(hash((self.seed, self.number, rank, part)) % 2**31)
         values = torch.randint(-4, 5, shape, generator=generator)
         if self.dtype in FLOATS:
-            data = (values + torch.rand(shape, generator=generator, dtype=torch.float64)).to(self.dtype)
-        else:
-            data = values.abs().to(self.dtype) if self.dtype == torch.uint8 else values.to(self.dtype)
-        return self.lay_out(data)
+            return (values + torch.rand(shape, generator=generator, dtype=torch.float64)).to(self.dtype)
+        return values.abs().to(self.dtype) if self.dtype == torch.uint8 else values.to(self.dtype)
 
     def lay_out(self, data: torch.Tensor) -> torch.Tensor:
         """The same values, in this case's memory layout."""
         if self.layout == "transposed" and data.dim() >= 2:
             return data.transpose(0, -1).contiguous().transpose(0, -1)
         if self.layout == "strided" and data.dim() >= 1:
-            wide = torch.zeros(*data.shape[:-1], data.shape[-1] * 2, dtype=data.dtype)
+            wide = torch.zeros(*data.shape[:-1], data.shape[-1] * 2, dtype=data.dtype, device=data.device)
             wide[..., ::2] = data
             return wide[..., ::2]
         return data.clone()
 
     def like(self, *shape: int) -> torch.Tensor:
-        return self.lay_out(torch.zeros(shape, dtype=self.dtype))
+        return self.lay_out(torch.zeros(shape, dtype=self.dtype, device=self.device))
 
 
 def reduced(case: Case, inputs: list[torch.Tensor]) -> torch.Tensor:
@@ -142,7 +147,7 @@ def run_case(case: Case, rank: int, group: Any, reference: Any) -> None:
     size, me, root = len(case.ranks), case.ranks.index(rank), case.root
     options: dict[str, Any] = {"group": group, "async_op": case.asynchronous}
     op = getattr(dist.ReduceOp, case.op)
-    everyone = [case.tensor(r) for r in case.ranks]
+    everyone = [case.values(r) for r in case.ranks]
     own = case.tensor(rank)
     works: list[Any] = []
     moved: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -158,17 +163,17 @@ def run_case(case: Case, rank: int, group: Any, reference: Any) -> None:
             else:
                 moved.append((own, everyone[me]))
         case "broadcast":
-            twin = case.tensor(rank).contiguous()
+            twin = case.values(rank)
             works.append(dist.broadcast(own, root, **options))
             if case.dtype in GLOO:
                 dist.broadcast(twin, root, group=reference)
-            moved.append((own, twin if case.dtype in GLOO else case.tensor(root)))
+            moved.append((own, twin if case.dtype in GLOO else case.values(root)))
         case "all_gather":
             listed = [case.like(*case.shape) for _ in case.ranks]
             twins = [torch.zeros(case.shape, dtype=case.dtype) for _ in case.ranks]
             works.append(dist.all_gather(listed, own, **options))
             if case.dtype in GLOO:
-                dist.all_gather(twins, own.contiguous(), group=reference)
+                dist.all_gather(twins, everyone[me], group=reference)
             moved += list(zip(listed, twins if case.dtype in GLOO else everyone, strict=True))
         case "gather":
             listed = [case.like(*case.shape) for _ in case.ranks]
@@ -185,37 +190,38 @@ def run_case(case: Case, rank: int, group: Any, reference: Any) -> None:
                 for i, out in enumerate(outs):
                     dist.all_gather_single(out, case.tensor(rank, i), group=group)
             works.append(manager)
-            moved += [(o, torch.stack([case.tensor(r, i) for r in case.ranks])) for i, o in enumerate(outs)]
+            moved += [(o, torch.stack([case.values(r, i) for r in case.ranks])) for i, o in enumerate(outs)]
         case "reduce_scatter":
             out = case.like(*case.shape)
             works.append(dist.reduce_scatter(out, [case.tensor(rank, p) for p in range(size)], op, **options))
-            sums.append((out, [case.tensor(r, me) for r in case.ranks]))
+            sums.append((out, [case.values(r, me) for r in case.ranks]))
         case "reduce_scatter_single":
             out = case.like(*case.shape)
             works.append(dist.reduce_scatter_single(out, case.tensor(rank, leading=size), op, **options))
-            sums.append((out, [case.tensor(r, leading=size)[me] for r in case.ranks]))
+            sums.append((out, [case.values(r, leading=size)[me] for r in case.ranks]))
         case "scatter":
             out = case.like(*case.shape)
             parts = [case.tensor(root, p) for p in range(size)] if rank == root else None
             works.append(dist.scatter(out, parts, root, **options))
-            moved.append((out, case.tensor(root, me)))
+            moved.append((out, case.values(root, me)))
         case "all_to_all":
             outs = [case.like(*case.shape) for _ in case.ranks]
             works.append(dist.all_to_all(outs, [case.tensor(rank, p) for p in range(size)], **options))
-            moved += [(out, case.tensor(r, me)) for out, r in zip(outs, case.ranks, strict=True)]
+            moved += [(out, case.values(r, me)) for out, r in zip(outs, case.ranks, strict=True)]
         case "all_to_all_single":
             rows = random.Random(case.number)
             splits = [[rows.randint(0, 3) for _ in case.ranks] for _ in case.ranks]  # [from][to]
             source = case.tensor(rank, leading=sum(splits[me]))
+            held = case.values(rank, leading=sum(splits[me]))
             arriving = [row[me] for row in splits]
             out = case.like(sum(arriving), *case.shape)
             twin = torch.zeros(out.shape, dtype=case.dtype)
             works.append(dist.all_to_all_single(out, source, arriving, splits[me], **options))
             if case.dtype in GLOO:
-                dist.all_to_all_single(twin, source.contiguous(), arriving, splits[me], group=reference)
+                dist.all_to_all_single(twin, held, arriving, splits[me], group=reference)
                 moved.append((out, twin))
             sent = zip(case.ranks, splits, strict=True)
-            cut = [case.tensor(r, leading=sum(row)).split(row)[me] for r, row in sent]
+            cut = [case.values(r, leading=sum(row)).split(row)[me] for r, row in sent]
             moved.append((out, torch.cat(cut)))
         case "send_recv":
             out = case.like(*case.shape)
@@ -229,20 +235,22 @@ def run_case(case: Case, rank: int, group: Any, reference: Any) -> None:
         if work is not None:
             work.wait()
     for i, (got, expected) in enumerate(moved):
-        check(case, 0, f"output {i}", got, expected, got)
+        check(case, 0, f"output {i}", got.cpu(), expected, got.cpu())
     for got, inputs in sums:
         scale = reduced(case, inputs)
         if case.dtype in FLOATS:
             cancelling = case.op in ("SUM", "AVG")
             scale = torch.stack(inputs).double().abs().sum(0) if cancelling else scale.abs()
-        check(case, size, "the reduction", got, reduced(case, inputs), scale)
+        check(case, size, "the reduction", got.cpu(), reduced(case, inputs), scale)
 
 
-def rank_main(rank: int, world: int, port: int, cases: int, seed: int, results: Any) -> None:
+def rank_main(rank: int, world: int, port: int, cases: int, seed: int, device: str, results: Any) -> None:
     try:
-        from mindspeed_ms import comm
-
+        os.environ["LOCAL_RANK"] = str(rank)  # the card of this process
         torch.set_num_threads(1)
+        if device == "npu":
+            import mindspeed_ms.patch  # noqa: F401 - makes the device
+
         comm.register()
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
         limit = timedelta(seconds=120)
@@ -254,7 +262,7 @@ def rank_main(rank: int, world: int, port: int, cases: int, seed: int, results: 
         }
         drawn: Counter[str] = Counter()
         for number in range(cases):
-            case = Case(number, seed, world)
+            case = Case(number, seed, world, device)
             drawn[case.collective] += 1
             if rank not in case.ranks:
                 continue
@@ -270,7 +278,7 @@ def rank_main(rank: int, world: int, port: int, cases: int, seed: int, results: 
         raise
 
 
-def run(world: int, cases: int, seed: int, timeout: float = 900) -> Counter[str]:
+def run(world: int, cases: int, seed: int, device: str = "cpu", timeout: float = 900) -> Counter[str]:
     """Runs ``cases`` cases on ``world`` ranks. Returns how often each collective was drawn; raises
     AssertionError
     naming the case on a difference."""
@@ -278,7 +286,9 @@ def run(world: int, cases: int, seed: int, timeout: float = 900) -> Counter[str]
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     results = context.Queue()
     ranks = [
-        context.Process(target=rank_main, args=(r, world, store.port, cases, seed, results), daemon=True)
+        context.Process(
+            target=rank_main, args=(r, world, store.port, cases, seed, device, results), daemon=True
+        )
         for r in range(world)
     ]
     for process in ranks:
@@ -304,9 +314,10 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=300, help="cases per number of ranks")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--device", choices=("cpu", "npu"), default="cpu", help="where the tensors are")
     options = parser.parse_args()
     for world in options.ranks:
-        drawn = run(world, options.cases, options.seed)
+        drawn = run(world, options.cases, options.seed, options.device)
         counts = ", ".join(f"{name} {n}" for name, n in sorted(drawn.items()))
         print(f"{world} ranks: {sum(drawn.values())} cases equal to the reference ({counts})")
     return 0
