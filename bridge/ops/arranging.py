@@ -82,7 +82,7 @@ def triu(x: ms.Tensor, diagonal: int) -> Any:
     return mint.triu(x, diagonal) if len(x.shape) >= 2 else NotImplemented
 
 
-row("aten::triu", lambda s: s.x.triu(), cpu=Kernel(triu, NUMBERS))
+row("aten::triu", lambda s: s.x.triu(), cpu=Kernel(triu, NUMBERS), ascend=Kernel(triu, ASCEND_ALL))
 
 
 def zero(x: ms.Tensor) -> ms.Tensor:

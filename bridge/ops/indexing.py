@@ -96,9 +96,18 @@ def _flat(indices: Sequence[ms.Tensor], shape: Sequence[int]) -> ms.Tensor | Non
     return position
 
 
+def _places(mask: ms.Tensor) -> list[ms.Tensor]:
+    """What `mask` shows, as an index for each of its dimensions. Its number is read, as on CUDA."""
+    found = mint.nonzero(mask)
+    return [mint.select(found, 1, dim) for dim in range(len(mask.shape))] if found.shape[0] else []
+
+
 def ascend_index_tensor(x: ms.Tensor, indices: Sequence[ms.Tensor | None]) -> Any:
-    """Any number of indices for the leading dimensions, or one for another; other forms run on the host."""
+    """Any number of indices, or a bool mask, for the leading dimensions, or one index for another."""
     given = [index for index in indices if index is not None]
+    if len(indices) == 1 and given[0].dtype == ms.bool_ and given[0].shape == x.shape[: len(given[0].shape)]:
+        places = _places(given[0])
+        return ag.index(x, tuple(places)) if places else NotImplemented
     if any(index.dtype not in (ms.int64, ms.int32) for index in given):
         return NotImplemented
     if len(given) == len(indices):
@@ -233,7 +242,7 @@ def index_put(
 def ascend_index_put(
     x: ms.Tensor, indices: Sequence[ms.Tensor | None], values: Any, accumulate: bool, unsafe: bool
 ) -> Any:
-    """A bool mask of the leading dimensions with one value, or indices for the leading dimensions."""
+    """A bool mask of the leading dimensions, or indices for the leading dimensions."""
     given = [index for index in indices if index is not None]
     if len(given) != len(indices):
         return NotImplemented
@@ -243,14 +252,21 @@ def ascend_index_put(
         return NotImplemented
     if len(given) == 1 and given[0].dtype == ms.bool_:
         mask = given[0]
-        if accumulate or values.size != 1 or mask.shape != x.shape[: len(mask.shape)]:
+        if not mask.shape or mask.shape != x.shape[: len(mask.shape)]:
             return NotImplemented
+        if accumulate or values.size != 1:
+            given = _places(mask)
+            return _put(x, given, values, accumulate) if given else NotImplemented
         mask = mask.reshape((*mask.shape, *(1 for _ in x.shape[len(mask.shape) :])))
         return ag.masked_fill(x, mask, values.reshape(()))
     if any(index.dtype not in (ms.int64, ms.int32) for index in given):
         return NotImplemented
+    return _put(x, given, values, accumulate)
+
+
+def _put(x: ms.Tensor, indices: list[ms.Tensor], values: ms.Tensor, accumulate: bool) -> ms.Tensor:
     found = mint.clone(x)
-    ag.index_put_(found, tuple(given), values, accumulate)
+    ag.index_put_(found, tuple(indices), values, accumulate)
     return found
 
 

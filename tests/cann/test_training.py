@@ -1,4 +1,4 @@
-"""Training on target Ascend: the losses of plain torch, and nothing of a step on the host."""
+"""Training, generation and checkpoints on target Ascend: what plain torch gives, nothing on the host."""
 
 from __future__ import annotations
 
@@ -71,6 +71,40 @@ def test_a_bf16_step_stays_on_the_device(
     assert [row for row in computing if row["route"] == "host"] == []
     ours = {row["op"].removeprefix("mindspeed_ms::") for row in rows if row["route"] == "mindspore"}
     assert forms <= ours
+
+
+def ours_and_plain(on_simulator, what: str, folder: Path) -> tuple[dict, dict, list[str]]:
+    """What the program gives on the simulator and in plain torch, and its host calls."""
+    program, report = "tests/conformance/inference_program.py", folder / "coverage.json"
+    files = [folder / "npu.json", folder / "cpu.json"]
+    extra = {"MINDSPEED_MS_COVERAGE": str(report), **NO_COPIES}
+    done = on_simulator(program, what, str(files[0]), extra=extra)
+    assert done.returncode == 0, done.stderr[-4000:]
+    command = [sys.executable, "-m", "tests.reference.plain_torch", program, what, str(files[1])]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=120)
+    ours, plain = (json.loads(file.read_text()) for file in files)
+    rows = json.loads(report.read_text())["rows"]
+    return ours, plain, [row["op"] for row in rows if row["route"] == "host"]
+
+
+def test_generation_is_that_of_plain_torch_and_stays_on_the_device(on_simulator, tmp_path: Path) -> None:
+    ours, plain, host = ours_and_plain(on_simulator, "generate", tmp_path)
+    assert host == []
+    assert ours["greedy"] == plain["greedy"]
+    for row, expected in zip(ours["log_probabilities"], plain["log_probabilities"], strict=True):
+        assert row == pytest.approx(expected, abs=2e-6)
+    first, again = ours["drawn"]
+    assert first == again, "one seed, one text"
+    assert first != ours["greedy"]
+    assert all(0 <= token < 96 for row in ours["top_k"] for token in row)
+
+
+@pytest.mark.parametrize("form", ["torch_dist", "legacy"])
+def test_a_checkpoint_comes_back_without_the_host(on_simulator, form: str, tmp_path: Path) -> None:
+    ours, plain, host = ours_and_plain(on_simulator, form, tmp_path)
+    assert host == []
+    assert ours["saved"] == pytest.approx(plain["saved"], abs=1e-6)
+    assert ours["loaded"] == ours["saved"] != ours["other"]
 
 
 @pytest.mark.slow

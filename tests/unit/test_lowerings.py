@@ -206,6 +206,18 @@ CASES = [
                 lambda m, n, i: (m.scatter(1, i[:, :1], n[:, :1]), m.scatter(1, i, True)),
                 "mni",
             ),
+            Case("index mask", lambda x, m: x[m], "xm"),
+            Case("index mask of rows", lambda x, m: x[m[:, 0]], "xm"),
+            Case(
+                "index_put mask of values",
+                lambda x, m: (
+                    x.clone().index_put_((m,), x[m] * 2),
+                    x.clone().index_put_((m[:, 0],), x[0]),
+                    x.clone().index_put_((m,), x[m], accumulate=True),
+                ),
+                "xm",
+            ),
+            Case("triu bool", lambda m: m.triu(1), "m"),
             Case("masked_scatter rows", lambda x, m, y: x.masked_scatter(m[:1], y), "xmy"),
         ]
         if _runtime.on_ascend()
