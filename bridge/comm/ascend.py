@@ -81,7 +81,7 @@ def _issue_single(call: Call, op: str | None, lend: Callable[[torch.Tensor], Any
 def issue(call: Call, group: str, ranks: Sequence[int], lend: Callable[[torch.Tensor], Any]) -> Issue:
     """The MindSpore call for ``call``. ``lend``: torch tensor -> MindSpore tensor over the same memory.
 
-    Roots and peers become global ranks, as mint.distributed wants them.
+    Roots and peers become global ranks, as mint.distributed wants them but in `reduce`.
     Raises TypeError for a reduction that HCCL has not, ValueError for a receive from any source.
     """
     common = {"group": group, "async_op": True}
@@ -97,8 +97,8 @@ def issue(call: Call, group: str, ranks: Sequence[int], lend: Callable[[torch.Te
     match call.kind:
         case "all_reduce":
             return Issue("all_reduce", {"tensor": recvs[0], "op": op, **common})
-        case "reduce":
-            return Issue("reduce", {"tensor": recvs[0], "dst": peer, "op": op, **common})
+        case "reduce":  # MindSpore 2.10 hands this one rank to HCCL as it is: it is the group's
+            return Issue("reduce", {"tensor": recvs[0], "dst": call.root, "op": op, **common})
         case "broadcast":
             return Issue("broadcast", {"tensor": sends[0], "src": peer, **common})
         case "all_gather":

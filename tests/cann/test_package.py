@@ -29,12 +29,16 @@ def test_two_ranks(on_simulator) -> None:
 
 
 @pytest.mark.distributed
-def test_drawn_collectives(on_simulator) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "cases"), [(2, 150), pytest.param(4, 300, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
+def test_drawn_collectives(on_simulator, ranks: int, cases: int) -> None:
     """Element types x layouts x forms x reductions of npu tensors, also those that the hosts make."""
-    words = ("tests/conformance/collectives.py", "--device", "npu", "--cases", "150", "--ranks", "2")
-    done = on_simulator(*words, extra={"CANNSIM_HCCL_TIMEOUT": "60"}, timeout=280)
+    words = ("tests/conformance/collectives.py", "--device", "npu", "--cases", str(cases))
+    words += ("--ranks", str(ranks))
+    done = on_simulator(*words, extra={"CANNSIM_HCCL_TIMEOUT": "60"}, timeout=280 if ranks == 2 else 850)
     assert done.returncode == 0, done.stderr[-6000:]
-    assert "2 ranks: 150 cases equal to the reference" in done.stdout
+    assert f"{ranks} ranks: {cases} cases equal to the reference" in done.stdout
 
 
 @pytest.mark.distributed

@@ -54,8 +54,11 @@ def test_arguments_bind(kind):
     made = issue(example(kind), "tp-3", RANKS, lambda t: t)
     bound = signatures()[made.function].bind(**made.arguments)
     assert bound.arguments["group"] == "tp-3"
+    rank = (
+        1 if kind == "reduce" else 5
+    )  # group rank 1 is global rank 5; MindSpore 2.10 converts but in reduce
     for name in ("src", "dst"):
-        assert bound.arguments.get(name, 5) == 5  # group rank 1 is global rank 5
+        assert bound.arguments.get(name, rank) == rank
 
 
 @pytest.mark.parametrize(
