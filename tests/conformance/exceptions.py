@@ -84,7 +84,7 @@ EXCEPTIONS: tuple[Known, ...] = (
     ),
     Known(
         op=r"svd_lowrank",
-        error=r"result 2: other shape, dtype or strides",
+        error=r"result \d: other shape, dtype or strides",
         reason="a view of a result of the host's, whose columns are contiguous on CPU: the device's rows are",
         targets=("Ascend",),
     ),
