@@ -9,6 +9,7 @@ from mindspeed_ms.patches.registry import around, replace
 @replace(
     "megatron.legacy.fused_kernels:load",
     reason="it looks for nvcc, and then compiles nothing that a GPT run uses",
+    versions="<0.17",
 )
 def load(args: Any) -> None:
     """Compile nothing."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from mindspeed_ms.patches.registry import around
+from mindspeed_ms.patches.registry import around, replace
 
 
 def _on_npu(graph: Any, inputs: Sequence[Any]) -> bool:
@@ -47,3 +47,12 @@ def validate_device(
     """Torch's own check, for other devices than npu."""
     if query.device.type != "npu":
         original(query, key, value)
+
+
+@replace(
+    "torch.utils._triton:has_triton",
+    reason="torch.cuda is there, no driver of it: code for the CPU is compiled without asking triton for one",
+)
+def has_triton() -> bool:
+    """No device here is one that triton compiles for."""
+    return False

@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks.report import Report, arguments
-from tests.benchmarks.stock_cases import RESHARDABLE, SAVED
+from tests.benchmarks.stock_cases import PLAIN_FLAGS, RESHARDABLE, SAVED
 from tests.benchmarks.stock_scripts import AVERAGED
 from tests.cann import build
 from tests.cann.run import environment
@@ -58,8 +58,6 @@ RECIPES = {
     "--qk-pos-emb-head-dim 16 --v-head-dim 32 --normalization RMSNorm --swiglu --disable-bias-linear",
     "MTP": f"{_LLAMA} --mtp-num-layers 1",
 }
-PLAIN_FLAGS = ("--transformer-impl", "local", "--no-rope-fusion", "--distributed-backend", "gloo")
-"""What plain torch needs: without Transformer Engine, whose names this package provides, and its kernels."""
 
 
 @dataclass(frozen=True)
