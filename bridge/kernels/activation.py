@@ -52,7 +52,6 @@ def bias_activation(x: Tensor, bias: Tensor | None = None, activation: str = "ge
     `activation` is a key of ACTIVATIONS: "gelu_tanh" (Megatron's bias_gelu), "gelu" (erf), "quick_gelu",
     "silu" or "squared_relu"; ValueError for another name or a bias of the wrong shape.
     """
-    _check(activation, x, bias)
     return _BIAS_ACTIVATION(x, bias, activation)
 
 
@@ -72,19 +71,24 @@ def bias_glu(
     (one per row, shape (..., 1) or (...,)) are the router probabilities of the MoE-weighted forms; their
     gradient is in their dtype. The result (..., half) has x's dtype, all arithmetic is fp32.
     """
-    _check(activation, x, bias)
+    return _BIAS_GLU(x, bias, weights, activation, float(linear_offset), clamp)
+
+
+def _check_glu(x: Tensor, bias: Tensor | None, weights: Tensor | None, activation: str, *_: Any) -> None:
+    _check(x, bias, activation)
     if x.shape[-1] % 2:
         raise ValueError(f"bias_glu: the last dimension must hold two halves, x is {tuple(x.shape)}")
     if weights is not None and weights.numel() * x.shape[-1] != x.numel():
         raise ValueError(
             f"bias_glu: weights {tuple(weights.shape)} must hold one value per row of {tuple(x.shape)}"
         )
-    return _BIAS_GLU(x, bias, weights, activation, float(linear_offset), clamp)
 
 
-def _check(activation: str, x: Tensor, bias: Tensor | None) -> None:
+def _check(x: Tensor, bias: Tensor | None, activation: str) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; use one of {sorted(ACTIVATIONS)}")
+    if not x.dim():
+        raise ValueError("an activation needs rows of features, x has no dimension")
     if bias is not None and bias.shape != x.shape[-1:]:
         raise ValueError(
             f"bias has shape {tuple(bias.shape)}, expected {tuple(x.shape[-1:])} as x ends in it"
@@ -318,6 +322,7 @@ _BIAS_ACTIVATION = Operator(
     composite=_activation_composite,
     csrc=_activation_csrc,
     mindspore=_activation_mindspore,
+    check=_check,
     gradient=of_arguments(
         Operator(
             "bias_activation_backward(Tensor dy, Tensor x, Tensor? bias, str activation) -> (Tensor, Tensor)",
@@ -340,6 +345,7 @@ _BIAS_GLU = Operator(
     composite=_glu_composite,
     csrc=_glu_csrc,
     mindspore=_glu_mindspore,
+    check=_check_glu,
     gradient=of_arguments(
         Operator(
             f"bias_glu_backward(Tensor dy, {_GLU}) -> (Tensor, Tensor, Tensor)",

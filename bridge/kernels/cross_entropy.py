@@ -29,14 +29,18 @@ def vocab_parallel_cross_entropy(
     label_smoothing * K / (K - 1) over the K columns of this rank. Neither the softmax nor an fp32 copy of the
     logits is kept; with `reuse_logits` the gradient overwrites the logits, for callers that own them.
     """
-    if target.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"cross entropy: target {tuple(target.shape)} does not fit logits {tuple(logits.shape)}"
-        )
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"cross entropy: label_smoothing must be in [0, 1), got {label_smoothing}")
     name = group.group_name if group is not None and group.size() > 1 else ""
     return OPERATOR(logits, target, float(label_smoothing), name, reuse_logits)[0]
+
+
+def _check(logits: Tensor, target: Tensor, *_: Any) -> None:
+    if target.shape != logits.shape[:-1] or target.is_floating_point():
+        raise ValueError(
+            f"cross entropy: target {tuple(target.shape)} {target.dtype} does not fit logits "
+            f"{tuple(logits.shape)}, expected integers, one a token"
+        )
 
 
 _DISPOSABLE = "is_disposable"
@@ -311,6 +315,7 @@ OPERATOR = Operator(
     "vocab_parallel_cross_entropy(Tensor logits, Tensor target, float label_smoothing, str group, "
     "bool reuse_logits) -> (Tensor loss, Tensor peak, Tensor total)",
     decides=("logits",),
+    check=_check,
     fake=_fake,
     composite=_composite,
     csrc=_csrc,

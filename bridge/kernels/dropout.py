@@ -25,12 +25,7 @@ def bias_dropout_add(
     torch's bernoulli_ from `generator` (the device's default if None), so it follows RNG trackers and
     recompute.
     """
-    if residual.shape != x.shape:
-        raise ValueError(
-            f"bias_dropout_add: residual {tuple(residual.shape)} differs from x {tuple(x.shape)}"
-        )
-    if bias is not None and bias.shape != x.shape[-1:]:
-        raise ValueError(f"bias_dropout_add: bias {tuple(bias.shape)}, expected {tuple(x.shape[-1:])}")
+    _check(x, bias, residual)
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"bias_dropout_add: probability must be in [0, 1], got {probability}")
     residual = residual.to(x.dtype)
@@ -40,6 +35,18 @@ def bias_dropout_add(
         mask.bernoulli_(1.0 - probability, generator=generator)
         scale = 0.0 if probability == 1.0 else 1.0 / (1.0 - probability)
     return _BIAS_DROPOUT_ADD(x, None if bias is None else bias.to(x.dtype), residual, mask, scale)
+
+
+def _check(
+    x: Tensor, bias: Tensor | None, residual: Tensor, mask: Tensor | None = None, scale: float = 1.0
+) -> None:
+    for name, tensor in (("residual", residual), ("mask", mask)):
+        if tensor is not None and tensor.shape != x.shape:
+            raise ValueError(
+                f"bias_dropout_add: {name} {tuple(tensor.shape)} differs from x {tuple(x.shape)}"
+            )
+    if bias is not None and bias.shape != x.shape[-1:]:
+        raise ValueError(f"bias_dropout_add: bias {tuple(bias.shape)}, expected {tuple(x.shape[-1:])}")
 
 
 # ---- composite
@@ -180,5 +187,6 @@ _BIAS_DROPOUT_ADD = Operator(
     composite=dropout_composite,
     csrc=_csrc,
     mindspore=_mindspore,
+    check=_check,
     gradient=Gradient(_save, _gradient),
 )

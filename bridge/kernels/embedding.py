@@ -43,6 +43,23 @@ def embedding_grad(
     return out
 
 
+def _check(rows: torch.Tensor, ids: torch.Tensor, *_: Any) -> None:
+    if rows.dim() != 2 or ids.shape != rows.shape[:1] or ids.dtype != torch.int64:
+        raise ValueError(
+            f"embedding_grad: ids {tuple(ids.shape)} {ids.dtype} do not fit rows {tuple(rows.shape)}, "
+            "expected int64, one a row"
+        )
+
+
+def _check_into(out: torch.Tensor, rows: torch.Tensor, ids: torch.Tensor, *_: Any) -> None:
+    _check(rows, ids)
+    if out.dim() != 2 or out.shape[1] != rows.shape[1] or not out.is_contiguous():
+        raise ValueError(
+            f"embedding_grad: out {tuple(out.shape)} does not fit rows {tuple(rows.shape)}, "
+            "or is not contiguous"
+        )
+
+
 # ---- composite
 
 
@@ -126,6 +143,7 @@ _EMBEDDING_GRAD = Operator(
     composite=_table(_composite_into, {}),
     csrc=_table(_csrc_into, {"add": False}),
     mindspore=_mindspore,
+    check=_check,
 )
 
 _EMBEDDING_GRAD_INTO = Operator(
@@ -135,4 +153,5 @@ _EMBEDDING_GRAD_INTO = Operator(
     composite=_composite_into,
     csrc=_csrc_into,
     mindspore=_mindspore_into,
+    check=_check_into,
 )

@@ -26,16 +26,24 @@ def grouped_matmul(
 
     weights: one tensor (groups, k, n) or one matrix per group, of x's dtype; fp32, bf16 or fp16, sums in
     fp32. A group without rows is fine, its weights get a gradient of zeros. ValueError for counts that do not
-    add up.
+    add up and for matrices that do not fit.
     """
-    if len(weights) != len(counts) or sum(counts) != x.shape[0] or min(counts, default=0) < 0:
-        raise ValueError(
-            f"grouped_matmul: {len(weights)} matrices and counts {list(counts)} do not fit {x.shape[0]} rows"
-        )
-    if not len(weights):
-        raise ValueError("grouped_matmul: no groups")
     stacked = isinstance(weights, Tensor)
     return _GROUPED_MATMUL(x, [weights] if stacked else list(weights), list(counts), turned)
+
+
+def _check(x: Tensor, weights: list[Tensor], counts: list[int], turned: bool) -> None:
+    stacked = len(weights) == 1 and weights[0].dim() == 3
+    matrices = weights[0].shape[0] if stacked else len(weights)
+    if not counts or matrices != len(counts) or x.dim() != 2 or sum(counts) != x.shape[0] or min(counts) < 0:
+        raise ValueError(
+            f"grouped_matmul: {matrices} matrices and counts {list(counts)} do not fit x {tuple(x.shape)}"
+        )
+    alike = all(w.shape == weights[0].shape for w in weights) and (stacked or weights[0].dim() == 2)
+    if not alike or weights[0].shape[-1 if turned else -2] != x.shape[1]:
+        kind = "turned matrices" if turned else "matrices"
+        shapes = [tuple(w.shape) for w in weights]
+        raise ValueError(f"grouped_matmul: {kind} {shapes} do not fit x {tuple(x.shape)}")
 
 
 def grouped_weight_gradient(x: Tensor, dy: Tensor, counts: Sequence[int]) -> Tensor:
@@ -188,6 +196,7 @@ _GROUPED_MATMUL = Operator(
     csrc=_product,
     mindspore=_mindspore,
     refusal=_refusal,
+    check=_check,
     gradient=Gradient(_save, _gradient),
     lower=True,
 )

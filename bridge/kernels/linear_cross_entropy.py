@@ -33,15 +33,22 @@ def linear_cross_entropy(
     gradient of hidden. Logits are made `chunk_bytes` at a time, in forward and again in backward: one more
     product instead of tokens x vocabulary numbers kept. ValueError for shapes that do not fit.
     """
-    if hidden.shape[-1] != weight.shape[-1] or target.shape != hidden.shape[:-1]:
-        raise ValueError(
-            f"linear_cross_entropy: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and target "
-            f"{tuple(target.shape)} do not fit"
-        )
+    _check(hidden, weight, target)
     rows = max(1, chunk_bytes // max(1, weight.shape[0] * hidden.element_size()))
     flat = hidden.reshape(-1, hidden.shape[-1])
     name = group.group_name if group is not None and group.size() > 1 else ""
     return _LINEAR_CROSS_ENTROPY(flat, weight, target.reshape(-1), name, rows)[0].reshape(target.shape)
+
+
+def _check(hidden: Tensor, weight: Tensor, target: Tensor, *_: Any) -> None:
+    shapes = (
+        weight.dim() == 2 and hidden.shape[-1:] == weight.shape[-1:] and target.shape == hidden.shape[:-1]
+    )
+    if not shapes or target.is_floating_point():
+        raise ValueError(
+            f"linear_cross_entropy: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and target "
+            f"{tuple(target.shape)} {target.dtype} do not fit"
+        )
 
 
 def _chunks(hidden: Tensor, weight: Tensor, rows: int) -> Iterator[tuple[slice, Tensor]]:
@@ -116,6 +123,7 @@ _LINEAR_CROSS_ENTROPY = Operator(
     "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor target, str group, SymInt rows) "
     "-> (Tensor loss, Tensor peak, Tensor total)",
     decides=("hidden", "weight"),
+    check=_check,
     fake=_fake,
     composite=_forward,
     gradient=Gradient(_save, _gradient),

@@ -29,7 +29,6 @@ def rms_norm(
     dtype and shape. With `residual` (x's shape and dtype) the normalised value is x + residual and the pair
     (result, sum) is returned. ValueError for shapes that do not match.
     """
-    _check(x, weight, None, residual)
     y, total, *_ = _RMS_NORM(x, weight, None, residual, eps, zero_centered)
     return y if residual is None else (y, total)
 
@@ -47,14 +46,13 @@ def layer_norm(
 
     Arguments and results are those of `rms_norm`; bias: (hidden,), weight's dtype.
     """
-    _check(x, weight, bias, residual)
     if bias is not None and weight is not None and weight.dtype != bias.dtype:
         bias = bias.to(weight.dtype)
     y, total, *_ = _LAYER_NORM(x, weight, bias, residual, eps, zero_centered)
     return y if residual is None else (y, total)
 
 
-def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> None:
+def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, *_: Any) -> None:
     hidden = x.shape[-1] if x.dim() else 0
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None and parameter.shape != (hidden,):
@@ -333,6 +331,7 @@ def _declared(name: str, center: bool) -> Operator:
         composite=partial(_composite, center),
         csrc=partial(_csrc, center),
         mindspore=partial(_mindspore, center),
+        check=_check,
         gradient=Gradient(_save, partial(_backward, backward)),
     )
 

@@ -68,6 +68,9 @@ class Operator:
         csrc: on raw pointers, for float32, bfloat16 and float16 in host memory; by default the composite.
         mindspore: on MindSpore tensors, the operators of Ascend; by default the composite.
         refusal: why the mindspore form does not take these arguments, or None. None takes empty ones.
+        csrc_refusal: the same of the csrc form.
+        check: raises ValueError or TypeError for arguments that do not fit each other, as forms hand
+            addresses on. Tools call operators with what they find, not only through the public functions.
         gradient: None for an operator that is not differentiable, as all gradients are.
         lower: under autocast floating tensors are cast to its dtype, as torch does for products. Others are
             left as they are: kernels compute in float32 whatever they are given.
@@ -83,6 +86,8 @@ class Operator:
         csrc: Form | None = None,
         mindspore: Form | None = None,
         refusal: Callable[..., str | None] | None = None,
+        csrc_refusal: Callable[..., str | None] | None = None,
+        check: Callable[..., None] | None = None,
         gradient: Gradient | None = None,
         lower: bool = False,
     ) -> None:
@@ -99,12 +104,13 @@ class Operator:
         lists = any("List" in str(arguments[i].type) for i in positions)
         forms: dict[str, Form | None] = {"csrc": csrc, "composite": composite}
         forms["mindspore"] = mindspore and partial(_runtime.on_mindspore, mindspore)
-        kernel = _chosen(self.name, forms, positions, lists, refusal)
+        kernel = _chosen(self.name, forms, positions, lists, refusal, csrc_refusal, check)
         written = [i for i in self._tensors if arguments[i].is_write]
         if written:
             kernel = _writing(kernel, written)
         for key in DEVICES.values():
             _library.impl(self.name, kernel, key)
+        fake = _fitting(self.name, fake, check)
         torch.library.register_fake(f"mindspeed_ms::{self.name}", fake, lib=_library)
         self._list = next((i for i in self._tensors if "List" in str(arguments[i].type)), None)
         if gradient is not None:
@@ -155,21 +161,50 @@ def _chosen(
     positions: Sequence[int],
     lists: bool,
     refusal: Callable[..., str | None] | None,
+    csrc_refusal: Callable[..., str | None] | None,
+    check: Callable[..., None] | None,
 ) -> Form:
     """The kernel of a device: the form that `choose` names."""
 
     def kernel(*args: Any) -> Any:
         _runtime.require_one_device(name, args)
+        if check is not None:
+            check(*args)
         decides = [args[i] for i in positions]
         if lists:
             decides = _tensors(decides)
-        route, why = choose(name, *decides, refusal=partial(_refused, refusal, decides, args))
+        route, why = choose(
+            name,
+            *decides,
+            refusal=partial(_refused, refusal, decides, args),
+            csrc_refusal=csrc_refusal and partial(csrc_refusal, *args),
+        )
         if route == "composite":
+            for tensor in decides:
+                if tensor is not None and not tensor.is_floating_point():
+                    raise TypeError(f"mindspeed_ms::{name} takes real floating tensors, not {tensor.dtype}")
             return forms[route](*args)  # counted as the operators in it
         with counted(name, _tensors(args)[0], route, why):
             return forms[route](*args)
 
     return kernel
+
+
+def _fitting(name: str, fake: Form, check: Callable[..., None] | None) -> Form:
+    """The fake, after the checks that the kernel makes: a graph is not captured of a call that raises."""
+
+    def call(*args: Any) -> Any:
+        devices = sorted({str(tensor.device) for tensor in _tensors(args)})
+        if len(devices) > 1:
+            raise RuntimeError(
+                f"mindspeed_ms::{name}: expected all tensors to be on the same device, but found "
+                f"{' and '.join(devices)}; move them with .to()."
+            )
+        if check is not None:
+            check(*args)
+        return fake(*args)
+
+    return call
 
 
 def _refused(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,8 +44,8 @@ def adam_step(
     """
     if step < 1:
         raise ValueError(f"adam_step: step counts from 1, got {step}")
-    lists = _alike("adam_step", params, grads, exp_avgs, exp_avg_sqs, copies)
-    if params:
+    lists = [list(column) for column in (params, grads, exp_avgs, exp_avg_sqs, copies)]
+    if any(lists):
         scalars = (lr, *betas, eps, weight_decay, decoupled, bias_correction, maximize, grad_scale)
         _ADAM(*lists, step, *scalars)
 
@@ -69,10 +69,9 @@ def sgd_step(
 
     `first` sets the momentum buffers to the gradient, as torch does when it creates them.
     """
-    if momentum and len(momentum_buffers) != len(params):
-        raise ValueError(f"sgd_step: momentum needs {len(params)} buffers, got {len(momentum_buffers)}")
-    lists = _alike("sgd_step", params, grads, momentum_buffers if momentum else (), copies)
-    if params:
+    columns = (params, grads, momentum_buffers if momentum else (), copies)
+    lists = [list(column) for column in columns]
+    if any(lists):
         _SGD(*lists, lr, momentum, dampening, weight_decay, nesterov, first, maximize, grad_scale)
 
 
@@ -85,8 +84,8 @@ def multi_scale(
     nothing. Returns (found_inf, l2 norm of input * scale per tensor, empty unless want_norms); this is
     multi_tensor_scale, multi_tensor_unscale_l2norm and found-inf of apex / Transformer Engine in one.
     """
-    ins, outs = _alike("multi_scale", inputs, outputs)
-    if not ins:
+    ins, outs = list(inputs), list(outputs)
+    if not ins and not outs:
         return False, []
     if outs and all(x is y for x, y in zip(ins, outs, strict=True)):
         found, norms = _SCALE_IN_PLACE(ins, scale, want_norms)
@@ -134,32 +133,57 @@ def newton_schulz(
     return _NEWTON_SCHULZ(matrix, steps, flat, eps, dtype, dim, group)
 
 
-def _alike(kernel: str, first: Tensors, *others: Tensors) -> list[list[Tensor]]:
-    """The lists; ValueError unless the others are empty or hold tensors of the same shapes as the first."""
-    for column in others:
-        if len(column) not in (0, len(first)):
+def _check_adam(
+    params: Tensors, grads: Tensors, exp_avgs: Tensors, exp_avg_sqs: Tensors, copies: Tensors, *_: Any
+) -> None:
+    _require_alike("adam_step", params, grads, exp_avgs, exp_avg_sqs, copies, needed=3)
+
+
+def _check_sgd(
+    params: Tensors, grads: Tensors, buffers: Tensors, copies: Tensors, lr: float, momentum: float, *_: Any
+) -> None:
+    _require_alike("sgd_step", params, grads, buffers, copies, needed=2 if momentum else 1)
+
+
+def _require_alike(kernel: str, first: Tensors, *others: Tensors, needed: int = 0) -> None:
+    """ValueError unless the others hold tensors of the shapes of the first, or, if not `needed`, none."""
+    for number, column in enumerate(others):
+        if len(column) != len(first) and (len(column) or number < needed):
             raise ValueError(f"{kernel}: lists of {len(first)} and {len(column)} tensors")
         for i, (x, y) in enumerate(zip(first, column, strict=bool(column))):
             if x.shape != y.shape:
                 raise ValueError(
                     f"{kernel}: tensor {i} has shapes {tuple(x.shape)} and {tuple(y.shape)}, expected one"
                 )
-    return [list(column) for column in (first, *others)]
 
 
 # ---- csrc: calls for the tensors of the same dtypes; what a kernel does not take goes to the composite
 
 
-def _groups(columns: Sequence[list[Tensor]], fp32: Sequence[int]) -> Iterator[tuple[bool, list, list[int]]]:
-    """Splits the lists by dtypes into calls of one kernel: (fitting?, columns, positions).
+def _fits(columns: Sequence[list[Tensor]], i: int, fp32: Sequence[int]) -> bool:
+    """Whether position i has tensors of one dense layout and fp32 ones in the `fp32` columns."""
+    state = all(not columns[k] or columns[k][i].dtype == torch.float32 for k in fp32)
+    return state and _same_dense_layout([column[i] for column in columns if column])
 
-    A position fits csrc when its tensors share one dense layout and those of the `fp32` columns are fp32.
-    """
+
+def _no_fitting(columns: int, fp32: Sequence[int]) -> Callable[..., str | None]:
+    """The refusal of csrc: of the first arguments, which are lists, no position fits."""
+
+    def refusal(*args: Any) -> str | None:
+        lists = args[:columns]
+        if any(_fits(lists, i, fp32) for i in range(len(lists[0]))):
+            return None
+        return "no tensors have one dense layout, and float32 parameters and state"
+
+    return refusal
+
+
+def _groups(columns: Sequence[list[Tensor]], fp32: Sequence[int]) -> Iterator[tuple[bool, list, list[int]]]:
+    """Splits the lists by dtypes into calls of one kernel: (fitting?, columns, positions)."""
     groups: dict[tuple[bool, tuple[torch.dtype, ...]], list[int]] = defaultdict(list)
     for i in range(len(columns[0])):
         row = [column[i] for column in columns if column]
-        fitting = all(not columns[k] or columns[k][i].dtype == torch.float32 for k in fp32)
-        groups[fitting and _same_dense_layout(row), tuple(x.dtype for x in row)].append(i)
+        groups[_fits(columns, i, fp32), tuple(x.dtype for x in row)].append(i)
     for (fitting, _), positions in groups.items():
         yield fitting, [[column[i] for i in positions] if column else [] for column in columns], positions
 
@@ -470,6 +494,8 @@ _ADAM = Operator(
     csrc=_adam_csrc,
     mindspore=_adam_mindspore,
     refusal=_adam_refusal,
+    csrc_refusal=_no_fitting(5, fp32=(0, 2, 3)),
+    check=_check_adam,
 )
 
 _SGD = Operator(
@@ -480,6 +506,8 @@ _SGD = Operator(
     fake=lambda *_: None,
     composite=_sgd_composite,
     csrc=_sgd_csrc,
+    csrc_refusal=_no_fitting(4, fp32=(0, 2)),
+    check=_check_sgd,
 )
 
 _SCALE = Operator(
@@ -488,6 +516,8 @@ _SCALE = Operator(
     fake=_fake_scale,
     composite=_scale_composite,
     csrc=_scale_csrc,
+    csrc_refusal=_no_fitting(2, fp32=()),
+    check=lambda inputs, outputs, *_: _require_alike("multi_scale", inputs, outputs),
 )
 
 _SCALE_IN_PLACE = Operator(

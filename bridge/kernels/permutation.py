@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -75,12 +76,18 @@ def combine_rows(x: Tensor, index: Tensor, into: int, weights: Tensor | None = N
     x: (rows, columns) in fp32, bf16 or fp16; index: int64 (rows,); weights: (rows,), any floating dtype. Sums
     are fp32 and in the order of rows. Differentiable in x and weights.
     """
-    if x.dim() != 2 or index.shape != x.shape[:1] or (weights is not None and weights.shape != index.shape):
+    return _COMBINE(x, index, weights, into)
+
+
+def _check(name: str, x: Tensor, index: Tensor, weights: Tensor | None, *into: int) -> None:
+    """`into`: the number of results of combine_rows, whose index has one for each row of x."""
+    fits = index.dim() == 1 and index.dtype == torch.int64 and x.dim() > 0
+    fits = fits and (not into or index.shape == x.shape[:1])
+    if not fits or (weights is not None and weights.shape != index.shape):
         raise ValueError(
-            f"combine_rows: index {tuple(index.shape)} and weights "
+            f"{name}: index {tuple(index.shape)} {index.dtype} and weights "
             f"{None if weights is None else tuple(weights.shape)} do not fit x {tuple(x.shape)}"
         )
-    return _COMBINE(x, index, weights, into)
 
 
 #: More choices of a token than this the operators on Ascend do not take.
@@ -281,6 +288,7 @@ _GATHER = Operator(
     composite=_gather_composite,
     csrc=_gather_csrc,
     mindspore=_gather_mindspore,
+    check=partial(_check, "gather_rows"),
     gradient=Gradient(_save_gather, _gather_gradient),
 )
 
@@ -291,6 +299,7 @@ _COMBINE = Operator(
     composite=_combine_composite,
     csrc=_combine_csrc,
     mindspore=_combine_mindspore,
+    check=partial(_check, "combine_rows"),
     gradient=Gradient(_save_combine, _combine_gradient),
 )
 

@@ -62,6 +62,18 @@ def rope(
     return _ROPE(x, cos, sin, layout)
 
 
+def _check(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> None:
+    if layout not in LAYOUTS:
+        raise ValueError(f"unknown rotary layout {layout!r}; use one of {sorted(LAYOUTS)}")
+    fits = x.dim() == 4 and cos.dim() == 4 and cos.shape == sin.shape and cos.shape[2] == 1
+    fits = fits and cos.shape[0] >= x.shape[0] and cos.shape[1] in (1, x.shape[1])
+    if not fits or cos.shape[3] > x.shape[3] or cos.shape[3] % 2:
+        raise ValueError(
+            f"rope: cos {tuple(cos.shape)} and sin {tuple(sin.shape)} must be (sequence, 1 or batch, 1, "
+            f"rotary) for x {tuple(x.shape)}"
+        )
+
+
 def rope_composite(x: Tensor, freqs: Tensor, layout: str = "half", *, mscale: float = 1.0) -> Tensor:
     """The reference in torch operators, for x of 4 dimensions."""
     return _composite(x, torch.cos(freqs) * mscale, torch.sin(freqs) * mscale, layout)
@@ -294,5 +306,6 @@ _ROPE = Operator(
     csrc=_csrc,
     mindspore=_mindspore,
     refusal=_refusal,
+    check=_check,
     gradient=Gradient(_save, _gradient),
 )

@@ -109,6 +109,17 @@ def _check(
     return SCORES[score_function, pre_softmax]
 
 
+def _check_chosen(
+    logits: Tensor, bias: Tensor | None, code: int, topk: int, groups: int, group_topk: int, scale: float
+) -> None:
+    if logits.dim() != 2 or not 1 <= topk <= logits.shape[1] or code not in SCORES.values():
+        raise ValueError(f"router: topk {topk} does not fit logits {tuple(logits.shape)} (tokens, experts)")
+    if bias is not None and bias.shape != logits.shape[1:]:
+        raise ValueError(f"router: bias {tuple(bias.shape)} does not fit logits {tuple(logits.shape)}")
+    if groups and (logits.shape[1] % groups or not 1 <= group_topk <= groups):
+        raise ValueError(f"router: {group_topk} of {groups} groups do not fit {logits.shape[1]} experts")
+
+
 # ---- composite; `every`: scores of all experts are wanted, not probabilities of the chosen ones
 
 
@@ -320,6 +331,7 @@ def _declared(name: str, every: bool) -> Operator:
         composite=partial(_composite, every),
         csrc=partial(_csrc, every),
         mindspore=partial(_mindspore, every),
+        check=_check_chosen,
         gradient=Gradient(_save, partial(_gradient, backward)),
     )
 

@@ -30,8 +30,6 @@ def scaled_softmax(
 
 
 def _four_dimensional(mask: Tensor, x: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        raise ValueError(f"scaled_softmax: the mask must be bool (True = left out), got {mask.dtype}")
     if x.dim() > 4:
         raise ValueError(f"scaled_softmax: a masked x has at most 4 dimensions, got {tuple(x.shape)}")
     try:
@@ -40,6 +38,14 @@ def _four_dimensional(mask: Tensor, x: Tensor) -> Tensor:
         raise ValueError(
             f"scaled_softmax: mask {tuple(mask.shape)} does not broadcast to x {tuple(x.shape)}"
         ) from None
+
+
+def _check(x: Tensor, mask: Tensor | None, scale: float, causal: bool) -> None:
+    if x.dim() < (2 if causal else 1) or (mask is not None and mask.shape != x.shape):
+        of_mask = None if mask is None else tuple(mask.shape)
+        raise ValueError(f"scaled_softmax: x {tuple(x.shape)} has no rows, or not those of mask {of_mask}")
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"scaled_softmax: the mask must be bool (True = left out), got {mask.dtype}")
 
 
 # ---- composite
@@ -183,5 +189,6 @@ _SCALED_SOFTMAX = Operator(
     composite=softmax_composite,
     csrc=_csrc,
     mindspore=_mindspore,
+    check=_check,
     gradient=Gradient(_save, _gradient),
 )

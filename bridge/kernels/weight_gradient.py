@@ -22,6 +22,15 @@ def accumulate_weight_gradient(input: Tensor, grad_output: Tensor, main_grad: Te
     _ACCUMULATE(input.reshape(-1, input.shape[-1]), rows, main_grad)
 
 
+def _check(columns: Tensor, rows: Tensor, main_grad: Tensor) -> None:
+    shapes = (rows.shape[-1:], columns.shape[-1:]) if rows.dim() == columns.dim() == 2 else ()
+    if not shapes or rows.shape[0] != columns.shape[0] or main_grad.shape != (*shapes[0], *shapes[1]):
+        raise ValueError(
+            f"accumulate_weight_gradient: input {tuple(columns.shape)}, gradient {tuple(rows.shape)} and sum "
+            f"{tuple(main_grad.shape)} do not fit"
+        )
+
+
 def _composite(columns: Tensor, rows: Tensor, main_grad: Tensor) -> None:
     if rows.dtype == main_grad.dtype:
         main_grad.addmm_(rows.t(), columns)
@@ -30,6 +39,10 @@ def _composite(columns: Tensor, rows: Tensor, main_grad: Tensor) -> None:
 
 
 def _csrc(columns: Tensor, rows: Tensor, main_grad: Tensor) -> None:
+    matmul.multiply_into(main_grad, rows.t(), columns, beta=1.0)
+
+
+def _csrc_refusal(columns: Tensor, rows: Tensor, main_grad: Tensor) -> str | None:
     direct = (
         main_grad.is_contiguous()
         and rows.dtype == columns.dtype
@@ -37,10 +50,7 @@ def _csrc(columns: Tensor, rows: Tensor, main_grad: Tensor) -> None:
         and rows.numel() * columns.numel() > 0
         and matmul.available()
     )
-    if not direct:
-        _composite(columns, rows, main_grad)
-        return
-    matmul.multiply_into(main_grad, rows.t(), columns, beta=1.0)
+    return None if direct else "the product is added to contiguous sums in its dtype or float32 only"
 
 
 def _mindspore(columns: Any, rows: Any, main_grad: Any) -> None:
@@ -64,4 +74,6 @@ _ACCUMULATE = Operator(
     csrc=_csrc,
     mindspore=_mindspore,
     refusal=_refusal,
+    csrc_refusal=_csrc_refusal,
+    check=_check,
 )

@@ -20,6 +20,7 @@ from mindspeed_ms import _runtime
 from mindspeed_ms.config import settings
 
 ROUTES = tuple(_runtime.RouteMode.__members__)
+Refusal = str | Callable[[], str | None] | None
 NATIVE = (torch.float32, torch.bfloat16, torch.float16)
 """What fused kernels take."""
 
@@ -59,7 +60,7 @@ def declare(
 
 
 def choose(
-    kernel: str, *tensors: torch.Tensor | None, refusal: str | Callable[[], str | None] | None = None
+    kernel: str, *tensors: torch.Tensor | None, refusal: Refusal = None, csrc_refusal: Refusal = None
 ) -> tuple[str, int]:
     """The implementation of this call of fused kernel `kernel`: "mindspore", "csrc" or "composite"; and why.
 
@@ -69,12 +70,13 @@ def choose(
     Args:
         tensors: those whose dtypes and memory a form must be able to read.
         refusal: why the MindSpore form does not take this call, or what computes that when it is needed.
+        csrc_refusal: the same of the csrc form.
 
     The composite takes what no form does: other dtypes, wrappers (a DTensor has no memory of its own), npu
     tensors on route host, and those in opaque memory on the CPU target, which has no address. On Ascend it
     warns once for each reason; ``mindspeed-ms coverage --why`` lists them.
     """
-    return _runtime.choose_kernel(kernel, tensors, refusal)
+    return _runtime.choose_kernel(kernel, tensors, refusal, csrc_refusal)
 
 
 def implementation(*tensors: torch.Tensor | None) -> str:

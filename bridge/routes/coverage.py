@@ -90,6 +90,10 @@ def write_at_exit() -> None:
     rank = 0 if claim == "none" else int(claim)
     if rank:
         path = path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise OSError(
+            f"{settings.COVERAGE.name}={path} cannot be written; name a file in a folder that can be"
+        )
     started = time.time()
 
     def write_or_leave() -> None:

@@ -82,7 +82,7 @@ Choice choose(const Offer& offer, const Call& call) {
     }
     const Reason against = objection(offer, call, route);
     if (against == kFirstChoice) return {route, why};
-    if (why == kFirstChoice) why = against;
+    if (why == kFirstChoice || why == kAscendForm) why = against;
   }
   return {offer.last, why};
 }

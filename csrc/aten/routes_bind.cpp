@@ -68,13 +68,15 @@ std::optional<std::string> refused(py::object refusal) {
 }
 
 std::pair<const char*, Reason> choose_kernel(const std::string& name, const py::tuple& tensors,
-                                             const py::object& refusal) {
+                                             const py::object& refusal, const py::object& csrc_refusal) {
   auto& chosen = kernel(name);
   const Call call = inspect(tensors);
   Choice choice = choose(chosen.offer, call);
   if (choice.route == Route::MindSpore)
     if (auto why = refused(refusal))
       choice = choose_after(chosen.offer, call, {choice.route, reason_of("refused: " + *why)});
+  if (choice.route == Route::Csrc)
+    if (auto why = refused(csrc_refusal)) choice = {chosen.offer.last, reason_of("refused: " + *why)};
   // What the others compute they count themselves; a composite is counted as the operators that it calls.
   if (choice.route == Route::Composite && call.npu) {
     auto& counter = chosen.counters.at(choice.route, call.dtype, choice.why);
@@ -177,7 +179,8 @@ void bind_routes(py::module_& m) {
         kernel(name).offer = kernel_offer(dtype_mask(mindspore), dtype_mask(csrc));
       },
       py::arg("name"), py::arg("mindspore"), py::arg("csrc"), "The dtypes of a kernel's forms.");
-  m.def("choose_kernel", &choose_kernel, py::arg("kernel"), py::arg("tensors"), py::arg("refusal"));
+  m.def("choose_kernel", &choose_kernel, py::arg("kernel"), py::arg("tensors"), py::arg("refusal"),
+        py::arg("csrc_refusal"));
   m.def("require_one_device", &require_one_device, py::arg("kernel"), py::arg("arguments"),
         "RuntimeError unless all tensors among the arguments of a fused kernel are on one device.");
   m.def("implementation", &implementation, py::arg("tensors"));

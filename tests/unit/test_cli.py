@@ -120,3 +120,12 @@ def test_coverage_of_a_run_without_operators_claims_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     shown = cli("coverage", str(path))
     assert shown.stdout.strip() == "no operator ran on device npu in that process"
+
+
+@pytest.mark.parametrize("place", ["", "none/x.json"])
+def test_a_report_that_cannot_be_written_is_said_at_the_start(tmp_path, place):
+    code = "import mindspeed_ms.patch; print('started')"
+    done = launch(sys.executable, "-c", code, MINDSPEED_MS_COVERAGE=str(tmp_path / place))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "cannot be written; name a file in a folder that can be" in done.stderr.splitlines()[-1]

@@ -219,7 +219,7 @@ def test_grouped_matmul(dtype, turned, stacked):
             torch.testing.assert_close(
                 part.double(), a.double().t() @ b.double(), rtol=torch.finfo(dtype).eps * 4, atol=1e-3
             )
-        with pytest.raises(ValueError, match="do not fit 14 rows"):
+        with pytest.raises(ValueError, match=r"counts .* do not fit x"):
             kernels.grouped_matmul(x, weights, [4, 0, 9, 2])
 
 

@@ -12,6 +12,7 @@ from mindspeed_ms import kernels, routes
 from mindspeed_ms.kernels.operator import OPERATORS
 from mindspeed_ms.kernels.samples import OF_A_GROUP, SAMPLES, Draw
 from mindspeed_ms.routes import coverage, on_ascend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -114,6 +115,64 @@ def test_tensors_of_two_devices_are_refused(name):
             OPERATORS[name](*mixed)
 
 
+def ones(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.ones(*shape, dtype=dtype, device="npu")
+
+
+SCALARS = (1, 0.1, 0.9, 0.99, 1e-6, 0.1, True, True, False, 0.5)
+ATTENTION = ("sbhd", 1.0, 0.0, -1, -1, None, None, 0, 0, False)
+UNFIT = {
+    "bias_activation": lambda: (ones(4, 8), ones(7), "silu"),
+    "bias_glu": lambda: (ones(300, 8), None, ones(2, 1), "silu", 0.0, None),
+    "rms_norm": lambda: (ones(4, 8), ones(6), None, None, 1e-5, False),
+    "layer_norm": lambda: (ones(4, 8), ones(8), None, ones(4, 6), 1e-5, False),
+    "bias_dropout_add": lambda: (ones(4, 8), None, ones(4, 8), ones(2, 8, dtype=torch.bool), 1.0),
+    "embedding_grad": lambda: (ones(4, 8), ones(6, dtype=torch.int64), None, 10, -1),
+    "embedding_grad_into": lambda: (ones(10, 6), ones(4, 8), ones(4, dtype=torch.int64), None, -1),
+    "grouped_matmul": lambda: (ones(20, 8), [ones(8, 4), ones(8, 4096)], [4, 16], False),
+    "scaled_softmax": lambda: (ones(2, 700), ones(2, 6, dtype=torch.bool), 1.0, False),
+    "vocab_parallel_cross_entropy": lambda: (ones(4, 8), ones(4), 0.0, "", False),
+    "linear_cross_entropy": lambda: (ones(4, 8), ones(16, 6), ones(4, dtype=torch.int64), "", 4),
+    "gather_rows": lambda: (ones(4, 8), ones(4), None),
+    "combine_rows": lambda: (ones(4, 8), ones(3, dtype=torch.int64), None, 4),
+    "rope": lambda: (ones(6, 2, 2, 8), ones(4, 1, 1, 8), ones(4, 1, 1, 8), "half"),
+    "topk_router": lambda: (ones(4, 8), ones(6), 0, 2, 0, 0, 1.0),
+    "adam_step": lambda: ([ones(400)], [ones(3)], [ones(4)], [ones(4)], [], *SCALARS),
+    "sgd_step": lambda: ([ones(400)], [ones(3)], [], [], 0.1, 0.0, 0.0, 0.0, False, False, False, 1.0),
+    "multi_scale": lambda: ([ones(400)], [ones(3)], 1.0, False),
+    "accumulate_weight_gradient": lambda: (ones(4, 8), ones(4, 6), ones(6, 7)),
+    "attention": lambda: (ones(4, 1, 2, 8), ones(8, 1, 2, 8), ones(6, 1, 2, 8), None, *ATTENTION),
+}
+"""Arguments that do not fit each other: csrc would read or write beyond the end of one of them."""
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_arguments_that_do_not_fit_are_refused(name):
+    with pytest.raises(ValueError, match=r"fit|expected|must|differs|match|shapes|mask"):
+        OPERATORS[name].overload(*UNFIT[name]())
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_matrices_of_another_width_are_refused(turned):
+    for matrices in (ones(2, 9, 4), ones(2, 4, 9), [ones(2, 8, 4), ones(2, 8, 4)]):
+        with pytest.raises(ValueError, match="do not fit x"):
+            kernels.grouped_matmul(ones(4, 8), matrices, [2, 2], turned=turned)
+
+
+def test_integers_are_refused():
+    with pytest.raises(TypeError, match="rms_norm takes real floating tensors"):
+        kernels.rms_norm(ones(2, 4, dtype=torch.int64))
+
+
+def test_a_graph_is_not_captured_of_a_call_that_raises():
+    with FakeTensorMode() as mode:
+        x, weight = mode.from_tensor(torch.ones(2, 4)), mode.from_tensor(torch.ones(3))
+        with pytest.raises(ValueError, match="weight has shape"):
+            kernels.rms_norm(x, weight)
+        with pytest.raises(RuntimeError, match="same device"):
+            kernels.rms_norm(x, torch.empty(4, device="meta"))
+
+
 def counted_as(route: str) -> list[tuple[str, str, str]]:
     """(operator, route, reason) of the kernel that a call of rms_norm is counted as on `route`."""
     coverage.reset()
@@ -130,3 +189,18 @@ def test_every_form_is_counted_under_the_name_of_the_operator():
     assert counted_as("composite") == [(name, "composite", "route composite is forced")]
     why = "the MindSpore form of a fused kernel is for target Ascend"
     assert counted_as("mindspore") == [(name, "csrc", why)]
+    coverage.reset()
+    with routes.route("mindspore"):
+        kernels.rms_norm(torch.randn(4, 32, device="npu", dtype=torch.float64))
+    (row,) = [row for row in coverage.snapshot() if row["op"] == name]
+    assert row["why"] == "dtype float64 has no csrc kernel on CPU"
+
+
+def test_what_csrc_refuses_is_counted_as_composite_with_the_reason():
+    halves = [torch.ones(4, device="npu", dtype=torch.bfloat16)]
+    wide = [[torch.ones(4, device="npu")] for _ in range(3)]
+    coverage.reset()
+    kernels.adam_step(halves, *wide, step=1, lr=0.1)
+    (row,) = [row for row in coverage.snapshot() if row["op"] == "mindspeed_ms::adam_step"]
+    assert row["route"] == "composite"
+    assert row["why"].startswith("refused: ")

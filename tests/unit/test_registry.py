@@ -5,8 +5,10 @@ import sys
 import textwrap
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
+from mindspeed_ms.patches import stand_ins
 from mindspeed_ms.patches.registry import Patch, PatchWarning, Registry, State
 
 DIVIDE = "megatron.core.utils:divide"
@@ -296,3 +298,11 @@ def test_armed_while_megatron_is_being_imported():
     """).splitlines()
     assert "megatron" in out[0], "the scenario needs Megatron's import under way"
     assert out[1] == "103 103"
+
+
+def test_every_package_that_stands_in_is_declared():
+    folder = Path(stand_ins.__file__).parent
+    names = {
+        path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert names - {"__init__", "lending", "providing"} == {provided.name for provided in stand_ins.PROVIDED}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -83,11 +84,13 @@ def attention(
             raise ValueError("attention: packed sequences take no mask; use causal or window")
         query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
         layout = "bshd"
-    if layout not in LAYOUTS:
-        raise ValueError(f"attention: unknown layout {layout!r}; use one of {tuple(LAYOUTS)} or cu_seqlens_q")
-    _check(query, key, value, layout, sink, dropout)
-    if segments is not None:
-        _check_segments(segments, query.shape[1], key.shape[1])
+    _check(query, key, value, None, layout)
+    if sink is not None and sink.shape != (query.shape[LAYOUTS[layout][2]],):
+        raise ValueError(
+            f"attention: sink has shape {tuple(sink.shape)}, query is {tuple(query.shape)} ({layout})"
+        )
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"attention: dropout is {dropout}, expected 0 <= dropout < 1")
     if mask is not None:
         mask = mask.to(torch.bool)
         mask = mask.view(*(1,) * (4 - mask.dim()), *mask.shape)
@@ -144,14 +147,17 @@ def mask_is_causal(mask: Tensor, s: int, sk: int) -> bool:
 
 
 def _check(
-    query: Tensor, key: Tensor, value: Tensor, layout: str, sink: Tensor | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layout: str, *options: Any
 ) -> None:
+    """Of the arguments of the operator; the public function has no options yet when it asks."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"attention: unknown layout {layout!r}; use one of {tuple(LAYOUTS)} or cu_seqlens_q")
     if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
         raise ValueError(
             f"attention: query, key and value need 4 dimensions ({layout}), got "
             f"{query.dim()}, {key.dim()} and {value.dim()}"
         )
-    batch, _, head = LAYOUTS[layout]
+    batch, row, head = LAYOUTS[layout]
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)} ({layout})"
     if key.shape[:-1] != value.shape[:-1] or query.shape[batch] != key.shape[batch]:
         raise ValueError(f"attention: batch, rows or heads do not match: {shapes}")
@@ -159,10 +165,12 @@ def _check(
         raise ValueError(f"attention: query and key have different head dimensions: {shapes}")
     if key.shape[head] == 0 or query.shape[head] % key.shape[head]:
         raise ValueError(f"attention: query heads are no multiple of key heads: {shapes}")
-    if sink is not None and sink.shape != (query.shape[head],):
-        raise ValueError(f"attention: sink has shape {tuple(sink.shape)}, expected ({query.shape[head]},)")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"attention: dropout is {dropout}, expected 0 <= dropout < 1")
+    scores = (query.shape[batch], query.shape[head], query.shape[row], key.shape[row])
+    if mask is not None and not (mask.dim() == 4 and _broadcasts(mask.shape, scores)):
+        raise ValueError(f"attention: mask {tuple(mask.shape)} does not broadcast to scores {scores}")
+    if options and (segments := Plan(layout, *options).segments) is not None:
+        found = zip(*(segments[i::5] for i in range(5)), strict=True)
+        _check_segments((Segment(*numbers) for numbers in found), query.shape[row], key.shape[row])
 
 
 def packed_segments(
@@ -197,9 +205,21 @@ def packed_segments(
     return tuple(segments)
 
 
-def _check_segments(segments: tuple[Segment, ...], s: int, sk: int) -> None:
+def _broadcasts(shape: Sequence[int], scores: Sequence[int]) -> bool:
+    """Whether every size is that of the scores, or 1 for batch and heads."""
+    return all(
+        size == whole or (size == 1 and i < 2)
+        for i, (size, whole) in enumerate(zip(shape, scores, strict=True))
+    )
+
+
+def _check_segments(segments: Iterable[Segment], s: int, sk: int) -> None:
     for segment in segments:
-        if segment.q_begin + segment.q_len > s or segment.k_begin + segment.k_len > sk:
+        if (
+            min(segment[:4]) < 0
+            or segment.q_begin + segment.q_len > s
+            or segment.k_begin + segment.k_len > sk
+        ):
             raise ValueError(f"attention: {segment} is beyond the {s} tokens of query or {sk} of key")
 
 
@@ -231,14 +251,10 @@ def _gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tenso
     return *(g if needed else None for g, needed in wanted), *rest
 
 
-def _of_one_dtype(native: Any, other: Any, at: int) -> Any:
-    """`native`, or `other` where query, key and value (from argument `at` on) have different dtypes."""
-
-    def call(*args: Any) -> Any:
-        one = args[at].dtype == args[at + 1].dtype == args[at + 2].dtype
-        return (native if one else other)(*args)
-
-    return call
+def _several_dtypes(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> str | None:
+    """The refusal of csrc."""
+    one = query.dtype == key.dtype == value.dtype
+    return None if one else "query, key and value have different dtypes"
 
 
 _BACKWARD = Operator(
@@ -247,7 +263,8 @@ _BACKWARD = Operator(
     decides=("query", "key", "value"),
     fake=lambda dout, dlse, *rest: tuple(fake_like(t) for t in rest[:3]),
     composite=composite.backward,
-    csrc=_of_one_dtype(csrc.backward, composite.backward, 2),
+    csrc=csrc.backward,
+    csrc_refusal=lambda dout, dlse, *rest: _several_dtypes(*rest),
     mindspore=mindspore.backward,
     refusal=lambda dout, dlse, q, k, v, mask, out, lse, *rest: mindspore.refusal(q, k, v, mask, *rest),
 )
@@ -257,9 +274,11 @@ _ATTENTION = Operator(
     decides=("query", "key", "value"),
     fake=fake,
     composite=composite.forward,
-    csrc=_of_one_dtype(csrc.forward, composite.forward, 0),
+    csrc=csrc.forward,
+    csrc_refusal=_several_dtypes,
     mindspore=mindspore.forward,
     refusal=mindspore.refusal,
+    check=_check,
     gradient=Gradient(_save, _gradient),
     lower=True,
 )
