@@ -8,6 +8,7 @@
 #include <torch/csrc/Device.h>
 #include <torch/library.h>
 
+#include "aten/host_route.h"
 #include "aten/op_info.h"
 #include "runtime/device.h"
 
@@ -51,8 +52,9 @@ void register_to(torch::Library& m) {
   m.impl("to.device", TORCH_FN(to_device));
 }
 
-// A CUDA build of torch has kernels of its own on the CUDA key, which the fallback would leave in place.
-void override_cuda_kernels() {
+// A CUDA build of torch has kernels of its own on the keys of CUDA, which the fallbacks would leave in place.
+template <auto* kernel>
+void override_kernels(c10::DispatchKey key) {
   static auto* handles = new std::vector<c10::RegistrationHandleRAII>;
   struct Silent final : c10::WarningHandler {
     void process(const c10::Warning&) override {}  // that kernels are overridden, which is the purpose
@@ -61,9 +63,9 @@ void override_cuda_kernels() {
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const auto& name : dispatcher.getAllOpNames()) {
     auto op = dispatcher.findSchema(name);
-    if (!op || !op->hasKernelForDispatchKey(c10::DispatchKey::CUDA)) continue;
-    handles->push_back(dispatcher.registerImpl(name, c10::DispatchKey::CUDA,
-                                               c10::KernelFunction::makeFromBoxedFunction<&redirect>(),
+    if (!op || !op->hasKernelForDispatchKey(key)) continue;
+    handles->push_back(dispatcher.registerImpl(name, key,
+                                               c10::KernelFunction::makeFromBoxedFunction<kernel>(),
                                                std::nullopt, nullptr, "mindspeed_ms CUDA redirect"));
   }
 }
@@ -104,7 +106,9 @@ void register_cuda_redirect() {
     libraries->emplace_back(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);
     register_to(libraries->back());
   }
-  override_cuda_kernels();
+  override_kernels<&redirect>(c10::DispatchKey::CUDA);
+  override_kernels<&refuse_sparse>(c10::DispatchKey::SparseCUDA);
+  override_kernels<&refuse_sparse>(c10::DispatchKey::SparseCsrCUDA);
   equate_devices();
 }
 

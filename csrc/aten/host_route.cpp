@@ -235,8 +235,7 @@ void host_fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torc
   host_route(op, keys, stack, mode == RouteMode::Host ? kHostForced : kNoRow);
 }
 
-// Reached by every operator that is given a sparse npu tensor, or is to make one: on Ascend there are none,
-// and a host route would hide that.
+// On Ascend there are no sparse tensors, and a host route would hide that.
 void refuse_sparse(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack*) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       false, op_info(op).name,
