@@ -14,7 +14,8 @@ HCCL_REDUCES = frozenset(
 )
 """What HCCL adds up and compares (HcclDataType of HcclAllReduce). It moves every type."""
 HCCL_MULTIPLIES = HCCL_REDUCES - {torch.int16, torch.bfloat16}
-_BITWISE = frozenset(REDUCTIONS[name] for name in ("BAND", "BOR", "BXOR"))
+_BY_HCCL = frozenset(REDUCTIONS[name] for name in ("SUM", "AVG", "PREMUL_SUM", "PRODUCT", "MAX", "MIN"))
+"""Made of what HCCL has (.ascend); others, the bitwise ones, are the hosts'."""
 
 
 def _by_the_host(tensor: torch.Tensor, reducing: int) -> bool:
@@ -22,7 +23,7 @@ def _by_the_host(tensor: torch.Tensor, reducing: int) -> bool:
     if reducing == NO_OP or tensor.device.type != "npu" or not _runtime.opaque_memory():
         return False
     takes = HCCL_MULTIPLIES if reducing == REDUCTIONS["PRODUCT"] else HCCL_REDUCES
-    return reducing in _BITWISE or tensor.dtype not in takes
+    return reducing not in _BY_HCCL or tensor.dtype not in takes
 
 
 class Staging:
