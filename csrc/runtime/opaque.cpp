@@ -1,5 +1,6 @@
 #include "runtime/opaque.h"
 
+#include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/view_as_real.h>
@@ -72,8 +73,17 @@ PyObject* whole_of(OpaqueMemory& memory, at::ScalarType dtype) {
     make_room(memory, dtype,
               {static_cast<int64_t>(std::max<size_t>((memory.nbytes() + itemsize - 1) / itemsize, 1))});
   if (memory.dtype == dtype) return memory.whole;
+  const size_t own = c10::elementSize(memory.dtype);
+  if (memory.sizes.empty() && itemsize != own) {
+    // MindSpore 2.10 ends the process where it reads a number without dimensions as other elements.
+    auto flat = call(opaque_hooks().allocate, py::make_tuple(1), py::handle(mindspore_dtype(memory.dtype)));
+    call(opaque_hooks().copy, flat, py::handle(memory.whole));
+    memory.drop_views();
+    Py_DECREF(memory.whole);
+    memory.whole = flat.release().ptr();
+    memory.sizes.assign({1});
+  }
   if (!memory.retyped || memory.retyped_dtype != dtype) {
-    const size_t own = c10::elementSize(memory.dtype);
     // Elements that fill a whole number of the others.
     const size_t numel = itemsize > own ? memory.numel / (itemsize / own) * (itemsize / own) : memory.numel;
     auto retyped =
@@ -270,6 +280,12 @@ bool opaque_copy(const at::Tensor& t, const at::Tensor& source) {
 bool opaque_fill(const at::Tensor& t, const c10::Scalar& value) {
   if (t.numel() == 0) return true;
   if (!mindspore_dtype(t.scalar_type()) || c10::isComplexType(t.scalar_type())) return false;
+  // MindSpore hands a Python float on in single precision.
+  if (t.scalar_type() == at::kDouble && static_cast<float>(value.toDouble()) != value.toDouble())
+    return false;
+  // What does not fit is an error that torch words.
+  AT_DISPATCH_ALL_TYPES_AND3(at::kHalf, at::kBFloat16, at::kBool, t.scalar_type(), "fill_",
+                             [&] { value.to<scalar_t>(); });
   py::gil_scoped_acquire gil;
   py::object number = c10::isFloatingType(t.scalar_type()) ? py::object(py::float_(value.toDouble()))
                       : t.scalar_type() == at::kBool       ? py::object(py::bool_(value.toBool()))

@@ -15,8 +15,10 @@ import argparse
 import itertools
 import multiprocessing
 import os
+import queue
 import random
 import sys
+import time
 import traceback
 from collections import Counter
 from datetime import timedelta
@@ -278,6 +280,17 @@ def rank_main(rank: int, world: int, port: int, cases: int, seed: int, device: s
         raise
 
 
+def _answer(results: Any, ranks: list[Any], ends: float) -> Any:
+    """The next rank's answer; AssertionError when one ended without, or when the time is up."""
+    while True:
+        ended = [process.exitcode for process in ranks if process.exitcode is not None]
+        try:
+            return results.get(timeout=2)
+        except queue.Empty:
+            if any(ended) or time.monotonic() > ends:
+                raise AssertionError(f"no answer of a rank in time; ranks ended with {ended}") from None
+
+
 def run(world: int, cases: int, seed: int, device: str = "cpu", timeout: float = 900) -> Counter[str]:
     """Runs ``cases`` cases on ``world`` ranks. Returns how often each collective was drawn; raises
     AssertionError
@@ -295,8 +308,9 @@ def run(world: int, cases: int, seed: int, device: str = "cpu", timeout: float =
         process.start()
     try:
         drawn: Counter[str] = Counter()
+        ends = time.monotonic() + timeout
         for _ in ranks:
-            _, error, by_rank = results.get(timeout=timeout)
+            _, error, by_rank = _answer(results, ranks, ends)
             if error is not None:
                 raise AssertionError(error)
             drawn = Counter(by_rank)

@@ -125,6 +125,37 @@ def test_in_place_operators_are_one_launch(write, launch):
     assert x.cpu().equal(host)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        *((torch.float64, value) for value in (0.1, 1 / 3, float("inf"), 1e300)),
+        *((torch.float32, 0.1), (torch.float32, 1e-40), (torch.bfloat16, 0.1), (torch.float16, 65504.0)),
+        *((torch.int64, 2**53 + 1), (torch.int64, -(2**62) - 1), (torch.int32, 2**31 - 1)),
+        *((torch.uint8, 255), (torch.int8, -128), (torch.int16, 32767)),
+    ],
+    ids=str,
+)
+def test_a_fill_writes_the_number_itself(dtype, value):
+    host = torch.full((3,), value, dtype=dtype)
+    assert torch.full((3,), value, dtype=dtype, device="npu").cpu().equal(host)
+    strided = torch.zeros(3, 2, dtype=dtype, device="npu")[:, 0].fill_(value)
+    assert strided.cpu().equal(host)
+
+
+def test_a_number_without_dimensions_is_read_as_other_elements():
+    for made in (torch.ones((), device="npu") + 1, torch.full((), 2.0, device="npu")):
+        seen = made.view(1).view(torch.uint8)
+        assert (seen + 0).tolist() == torch.full((1,), 2.0).view(torch.uint8).tolist()
+        made.fill_(3.0)
+        assert (seen + 0).tolist() == torch.full((1,), 3.0).view(torch.uint8).tolist()
+
+
+def test_a_number_that_does_not_fit_is_refused():
+    for dtype, value in ((torch.float16, 65519.0), (torch.int8, 200)):
+        with pytest.raises(RuntimeError, match="cannot be converted"):
+            torch.zeros(3, dtype=dtype, device="npu").fill_(value)
+
+
 def test_an_argument_that_a_form_hands_back_is_copied():
     x, host = pair(4, 6)
     same, twice = _runtime.on_mindspore(lambda t, others: (t, others[0]), x, [x])
