@@ -119,30 +119,22 @@ _comparison("le", ag.less_equal, mint.le, number=False)
 _comparison("lt", ag.less, mint.lt, number=True)
 _comparison("ne", ag.not_equal, mint.ne, number=False, bools=True)
 
-for _name, _function, _ascend in (
-    ("logical_and", _and, mint.logical_and),
-    ("logical_or", _or, mint.logical_or),
-    ("logical_xor", None, mint.logical_xor),
-):
-    row(
-        f"aten::{_name}",
-        _call(_name, "x", "y"),
-        cpu=Kernel(_function, BOOL) if _function else None,
-        ascend=Kernel(_ascend, ASCEND_ALL),
-        promotes=True,
-    )
-for _name, _function, _ascend in (
-    ("bitwise_and", _and, mint.bitwise_and),
-    ("bitwise_or", _or, mint.bitwise_or),
-    ("bitwise_xor", None, mint.bitwise_xor),
-):
-    row(
-        f"aten::{_name}.Tensor",
-        _call(_name, "x", "y"),
-        cpu=Kernel(_function, BOOL) if _function else None,
-        ascend=Kernel(ascend_numbers.binary(_ascend, number=True), (*INTS, *BOOL)),
-        promotes=True,
-    )
+
+def _connective(verb: str, cpu: Any) -> None:
+    """The two operators of a connective: `logical_` takes numbers as true or false, `bitwise_` their bits."""
+    on_cpu = Kernel(cpu, BOOL) if cpu else None
+    of_truth = Kernel(getattr(mint, f"logical_{verb}"), ASCEND_ALL)
+    of_bits = Kernel(ascend_numbers.binary(getattr(mint, f"bitwise_{verb}"), number=True), (*INTS, *BOOL))
+    for name, operator, ascend in (
+        (f"logical_{verb}", "", of_truth),
+        (f"bitwise_{verb}", ".Tensor", of_bits),
+    ):
+        row(f"aten::{name}{operator}", _call(name, "x", "y"), cpu=on_cpu, ascend=ascend, promotes=True)
+
+
+_connective("and", _and)
+_connective("or", _or)
+_connective("xor", None)
 row(
     "aten::logical_not",
     lambda s: torch.logical_not(s.x),
