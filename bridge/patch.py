@@ -13,6 +13,7 @@ settings.check()
 
 # the versions come first: their message is the clear one
 from mindspeed_ms import comm, device, ops  # noqa: E402
+from mindspeed_ms.comm import spawned  # noqa: E402
 from mindspeed_ms.config import launch  # noqa: E402
 from mindspeed_ms.patches import registry, verify  # noqa: E402
 from mindspeed_ms.routes import coverage  # noqa: E402
@@ -22,6 +23,7 @@ device.enable(ops.register)
 device.redirect_cuda()
 comm.register()
 registry.arm()
+spawned.switch_on()
 verify.warn_of_new_release()
 
 coverage.write_at_exit()

@@ -50,7 +50,7 @@ def execute(options: argparse.Namespace) -> int:
     _be_a_group_of_one()
     launch.set_threads()
 
-    # Processes that the script spawns import it again: Megatron's checkpoint writer is one.
+    # Programs that the script starts are written for CUDA, too.
     settings.AUTOLOAD.hand_on("1")
 
     import mindspeed_ms.patch  # noqa: F401

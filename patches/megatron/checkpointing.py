@@ -92,3 +92,50 @@ def write_preloaded_data(original: Callable[..., Any], *args: Any, **kwargs: Any
     if parent_process() is not None:
         end_with_parent()
     return original(*args, **kwargs)
+
+
+_CALLER = "megatron.core.dist_checkpointing.strategies.async_utils:PersistentAsyncCaller"
+LOST = "a rank waits for its persistent checkpoint worker for ever when that has ended"
+ADVICE = (
+    "the checkpoint that it was writing is lost, and its own last words above say why; "
+    "without --async-save the rank writes by itself"
+)
+
+
+@around(f"{_CALLER}.__init__", reason=LOST, versions="<0.17")
+def init(original: Callable[..., None], self: Any) -> None:
+    """Megatron's own caller, which is told when its worker has ended."""
+    from mindspeed_ms.comm.child_processes import wait_while_alive
+
+    original(self)
+    wait_while_alive(lambda: self.process, [self.queue, self.preload_q, self.comp_q], ADVICE)
+
+
+@around(f"{_CALLER}._get_process", reason=LOST, versions=">=0.17")
+def get_process(original: Callable[..., Any], cls: Any, *options: Any, **named: Any) -> Any:
+    """Megatron's own worker, whose rank is told when it has ended."""
+    from mindspeed_ms.comm.child_processes import wait_while_alive
+
+    is_new = cls._persistent_process is None
+    worker = original(cls, *options, **named)
+    if is_new:
+        queues = [cls._persistent_queue, cls._persistent_preload_q, cls._persistent_comp_q]
+        wait_while_alive(lambda: worker, queues, ADVICE)
+    return worker
+
+
+@around(f"{_CALLER}.close", reason=LOST)
+def close(original: Callable[..., None], self: Any, *options: Any, **named: Any) -> None:
+    """Megatron's own end of the worker, unless it has ended before."""
+    if self.process is not None and self.process.exitcode is not None:
+        self.process = None
+    original(self, *options, **named)
+
+
+@around(f"{_CALLER}.async_loop", reason="the worker waits for its rank for ever when that is killed")
+def async_loop(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Megatron's own worker, in a process that ends with the rank it works for."""
+    from mindspeed_ms.comm.child_processes import end_with_parent
+
+    end_with_parent()
+    original(*args, **kwargs)

@@ -117,6 +117,7 @@ ON_DEVICE = (("--use-cpu-initialization",), "--no-gradient-accumulation-fusion")
 RESUMED = {
     "async": (ASYNC, 2),
     "async bfloat16": (f"{ASYNC} --bf16", 2),
+    "async by a persistent worker": (f"{ASYNC} --use-persistent-ckpt-worker", 2),
     "legacy format": ("--ckpt-format torch", 1),
     "torch FSDP2": (FSDP2, 2),
     "Megatron FSDP": (MEGATRON_FSDP, 2),
@@ -130,6 +131,9 @@ def test_resumes_on_the_same_curve(name, megatron_lm_path, tmp_path):
     flags, ranks = RESUMED[name]
     gpt = script(megatron_lm_path, "pretrain_gpt.py")
     model = [*MODEL, *MOCK, *SHORT, *flags.split(), "--train-iters", "5", "--hidden-dropout", "0.1"]
+    strategies = megatron_lm_path / "megatron/core/dist_checkpointing/strategies"
+    if "persistent" in flags and (strategies / "nvrx.py").is_file():
+        model += ["--async-strategy", "mcore"]  # from 0.17 on Megatron's own worker is not the default
     if "fsdp" in flags:
         left_out, added = ON_DEVICE
         model = [*without(model, left_out), added]

@@ -58,3 +58,28 @@ def test_optimizer_state_to_load_into_is_complete(trained):
         assert made["param_groups"][0]["step"] == 2 * {trained}
         assert made["state"][0].keys() == saved["state"][0].keys()
     """)
+
+
+def test_a_persistent_worker_that_ends_is_one_sentence():
+    out = succeeds("""
+        import functools, os
+        from megatron.core.dist_checkpointing.strategies import async_utils
+
+        def order(preload):
+            args = ("wrote", None, "what it was sent")
+            return async_utils.AsyncRequest(print, args, [], preload_fn=preload)
+
+        caller = async_utils.PersistentAsyncCaller()
+        caller.schedule_async_call(order(functools.partial(str, "what it was sent")))
+        while not caller.is_current_async_call_done(blocking=True, no_dist=True):
+            pass
+        try:
+            caller.schedule_async_call(order(functools.partial(os._exit, 5)))
+        except RuntimeError as error:
+            print(error, flush=True)
+        caller.close()
+    """)
+    assert "wrote what it was sent what it was sent" in out
+    (sentence,) = [line for line in out.splitlines() if "status" in line]
+    assert "has ended with status 5: the checkpoint that it was writing is lost" in sentence
+    assert sentence.endswith("without --async-save the rank writes by itself")

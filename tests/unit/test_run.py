@@ -59,6 +59,39 @@ def test_processes_that_the_script_spawns_have_the_bridge_on(script):
     assert "7 from the manager" in done.stdout, done.stderr
 
 
+# As in a notebook: nothing that a spawned process imports of the script switches the bridge on.
+LIBRARY = """
+import multiprocessing
+import sys
+
+def where(told):
+    before = sorted({"torch", "mindspeed_ms.patch"} & set(sys.modules))
+    import torch
+    told.put((before, str(torch.zeros(2, device="cuda").device), torch.cuda.device_count()))
+
+if __name__ == "__main__":
+    import mindspeed_ms.patch
+    for method in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload(["torch"])
+        told = context.Queue()
+        process = context.Process(target=where, args=(told,))
+        process.start()
+        print(method, *told.get(timeout=60), sep="|")
+        process.join()
+"""
+
+
+def test_processes_that_a_bridged_process_starts_have_the_bridge(script):
+    done = launch(sys.executable, str(script(LIBRARY)), LOCAL_WORLD_SIZE="3")
+    assert set(done.stdout.splitlines()) == {
+        "fork|['mindspeed_ms.patch', 'torch']|npu:0|3",
+        "spawn|[]|npu:0|3",
+        "forkserver|['mindspeed_ms.patch', 'torch']|npu:0|3",
+    }, done.stderr
+
+
 def test_modules_beside_the_script_are_found(script):
     script("VALUE = 7", "sibling.py")
     done = cli("run", str(script("import sibling; print(sibling.VALUE)")))
