@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mindspeed_ms.patches import flags
+from mindspeed_ms.patches.megatron import hugging_face
 from mindspeed_ms.patches.registry import around
 
 
@@ -15,6 +16,7 @@ from mindspeed_ms.patches.registry import around
 def validate_args(
     original: Callable[..., Any], args: argparse.Namespace, defaults: dict[str, Any] | None = None
 ) -> Any:
-    """The table of flags first, then Megatron's own checks."""
+    """What a Hugging Face model sets and the table of flags first, then Megatron's own checks."""
+    hugging_face.fill_arguments(args)
     flags.apply(args)
     return original(args, {} if defaults is None else defaults)

@@ -1,6 +1,7 @@
 """Which room may import which: the graph of imports, read from the syntax trees of bridge/ and patches/.
 
-    config -> device -> routes -> comm -> kernels -> ops -> patches -> patch.py -> commands -> autoload, run
+    config -> device -> routes -> comm -> kernels -> ops -> hf
+        -> patches -> patch.py -> commands -> autoload, run
 
 An edge may skip rooms, but never run up: a module imports from its own room and from those left of it.
 ``python tests/unit/test_layers.py`` prints the edges between rooms and every import inside a function.
@@ -21,7 +22,19 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "mindspeed_ms"
 FOLDERS = {"bridge": PACKAGE, "patches": f"{PACKAGE}.patches"}
 
-LAYERS = ("config", "device", "routes", "comm", "kernels", "ops", "patches", "patch", "commands", "start")
+LAYERS = (
+    "config",
+    "device",
+    "routes",
+    "comm",
+    "kernels",
+    "ops",
+    "hf",
+    "patches",
+    "patch",
+    "commands",
+    "start",
+)
 """Rooms from left to right. ``patch`` is patch.py, the one place that puts the parts together; ``start`` are
 the modules that something outside starts. The package itself, which imports nothing, counts as config."""
 STARTED = ("__main__", "autoload", "run")
@@ -61,7 +74,13 @@ WHY_LATER: dict[str, dict[str, str]] = {
         "patches.megatron.rope": "kernels",
         "patches.megatron.tensor_parallel": "kernels",
     },
+    "what a script never asks for, it does not load: Hugging Face folders": {
+        "patches.megatron.hugging_face": "hf megatron",
+    },
     "Megatron is the script's to import; a patch waits until it has": {
+        "hf.flags": "megatron",
+        "hf.plan": "megatron",
+        "hf.save": "megatron",
         "patches.megatron.attention": "megatron",
         "patches.megatron.checkpointing": "megatron",
         "patches.megatron.datasets": "megatron pybind11",
