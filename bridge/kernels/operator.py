@@ -1,7 +1,7 @@
 """How a fused kernel is a torch operator ``mindspeed_ms::name``: one declaration, seen whole by every tool.
 
 :class:`Operator` registers a schema with up to three forms (csrc, mindspore, composite), of which each call
-takes the one that :func:`mindspeed_ms.routes.choose` names, a fake for FakeTensor and
+takes the one that csrc/aten/routes.cpp chooses, a fake for FakeTensor and
 torch.compile, the rule by which a gradient is made, and the cast under autocast. The gradient of a kernel is
 an operator of its own, so that compiled and recorded graphs hold it, too.
 
@@ -12,15 +12,14 @@ Ways to register were measured on rms_norm of 8 x 64, forward and backward: ``to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from mindspeed_ms import _runtime
-from mindspeed_ms.routes import choose, counted, declare
+from mindspeed_ms.routes import declare
 from mindspeed_ms.routes.choice import NATIVE
 from torch.autograd.function import once_differentiable
 
@@ -101,10 +100,16 @@ class Operator:
         self._tensors = tuple(i for i, a in enumerate(arguments) if "Tensor" in str(a.type))
         names = [argument.name for argument in arguments]
         positions = tuple(names.index(name) for name in decides)
-        lists = any("List" in str(arguments[i].type) for i in positions)
-        forms: dict[str, Form | None] = {"csrc": csrc, "composite": composite}
-        forms["mindspore"] = mindspore and partial(_runtime.on_mindspore, mindspore)
-        kernel = _chosen(self.name, forms, positions, lists, refusal, csrc_refusal, check)
+        kernel: Form = _runtime.FusedKernel(
+            self.name,
+            positions,
+            check=check,
+            mindspore=mindspore,
+            refusal=refusal,
+            csrc=csrc,
+            csrc_refusal=csrc_refusal,
+            composite=composite,
+        )
         written = [i for i in self._tensors if arguments[i].is_write]
         if written:
             kernel = _writing(kernel, written)
@@ -155,41 +160,6 @@ def _wrapped(value: Any) -> bool:
     return own and not isinstance(value, FakeTensor | FunctionalTensor)
 
 
-def _chosen(
-    name: str,
-    forms: Mapping[str, Any],
-    positions: Sequence[int],
-    lists: bool,
-    refusal: Callable[..., str | None] | None,
-    csrc_refusal: Callable[..., str | None] | None,
-    check: Callable[..., None] | None,
-) -> Form:
-    """The kernel of a device: the form that `choose` names."""
-
-    def kernel(*args: Any) -> Any:
-        _runtime.require_one_device(name, args)
-        if check is not None:
-            check(*args)
-        decides = [args[i] for i in positions]
-        if lists:
-            decides = _tensors(decides)
-        route, why = choose(
-            name,
-            *decides,
-            refusal=partial(_refused, refusal, decides, args),
-            csrc_refusal=csrc_refusal and partial(csrc_refusal, *args),
-        )
-        if route == "composite":
-            for tensor in decides:
-                if tensor is not None and not tensor.is_floating_point():
-                    raise TypeError(f"mindspeed_ms::{name} takes real floating tensors, not {tensor.dtype}")
-            return forms[route](*args)  # counted as the operators in it
-        with counted(name, _tensors(args)[0], route, why):
-            return forms[route](*args)
-
-    return kernel
-
-
 def _fitting(name: str, fake: Form, check: Callable[..., None] | None) -> Form:
     """The fake, after the checks that the kernel makes: a graph is not captured of a call that raises."""
 
@@ -205,15 +175,6 @@ def _fitting(name: str, fake: Form, check: Callable[..., None] | None) -> Form:
         return fake(*args)
 
     return call
-
-
-def _refused(
-    refusal: Callable[..., str | None] | None, decides: Sequence[Tensor | None], args: tuple[Any, ...]
-) -> str | None:
-    """Why the mindspore form does not take a call; MindSpore's operators raise for empty tensors."""
-    if any(tensor is not None and not tensor.numel() for tensor in decides):
-        return "a tensor has no elements"
-    return refusal(*args) if refusal else None
 
 
 def _writing(kernel: Form, written: Sequence[int]) -> Form:
@@ -375,6 +336,11 @@ def fake_like(x: Tensor) -> Tensor:
 
 
 # ---- MindSpore
+
+
+def cast(tensor: Any, dtype: Any) -> Any:
+    """A tensor of MindSpore in `dtype`: itself where it is, which MindSpore finds out in an operator."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def mindspore_gradients(function: Form, inputs: Sequence[Any], grads: Sequence[Any]) -> tuple[Any, ...]:

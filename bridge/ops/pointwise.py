@@ -165,7 +165,7 @@ def _sum(name: str, on_cpu: Any, on_ascend: Any) -> None:
         f"aten::{name}.Tensor",
         _call(name, "x", "p"),
         cpu=Kernel(cpu, NUMBERS),
-        ascend=Kernel(ascend, ASCEND_NUMBERS, in_place=in_place),
+        ascend=Kernel(ascend, ASCEND_NUMBERS, in_place=in_place, widens=True),
         csrc=csrc_forms.binary(name),
         promotes=True,
     )

@@ -102,7 +102,7 @@ class Kernel:
     in_place: Callable[..., Any] | None = None
     """Writes its first argument, which is contiguous and as large as the result, where it lies."""
     widens: bool = False
-    """csrc's: reads 16-bit tensors beside a float32 one at ``key_arg`` as they are."""
+    """Reads 16-bit tensors beside a float32 one at ``key_arg`` as they are; MindSpore's only in place."""
 
     @property
     def usable(self) -> Dtypes:
@@ -233,6 +233,7 @@ def register_all() -> None:
             strided=entry.strided,
             mindspore_in_place=mindspore.in_place if mindspore else None,
             csrc_in_place=csrc.in_place if csrc else None,
+            mindspore_widens=mindspore.widens if mindspore else False,
             csrc_widens=csrc.widens if csrc else False,
             sums=entry.sums,
             joins=entry.joins,

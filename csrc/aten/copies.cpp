@@ -1,8 +1,11 @@
 // Copies, casts, fills and reads of one number. On host memory torch's CPU kernels make them; opaque memory
-// is copied and filled on the device, and only what comes from the host or goes there crosses the bus. clone,
-// contiguous and conversions are torch's composites of these.
+// is copied and filled on the device, and only what comes from the host or goes there crosses the bus. Clones
+// and conversions that MindSpore makes by one operator are; others are torch's composites of these.
+#include <ATen/ExpandUtils.h>
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/_to_copy_native.h>
+#include <ATen/ops/clone_native.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
@@ -62,6 +65,48 @@ void copy_(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack
   }
   torch::jit::drop(*stack, 3);
   stack->emplace_back(self);
+}
+
+// A copy of `self` in `dtype` by one operator, which makes its memory too; none where it takes more. torch's
+// rule of strides holds: a dense tensor's are kept, unless contiguous memory is asked for.
+std::optional<at::Tensor> copied(const at::Tensor& self, at::ScalarType dtype,
+                                 std::optional<at::MemoryFormat> asked) {
+  const auto format = asked.value_or(at::MemoryFormat::Preserve);
+  if ((format != at::MemoryFormat::Preserve && format != at::MemoryFormat::Contiguous) || !is_npu(self) ||
+      !is_plain(self) || !self.numel())
+    return std::nullopt;
+  const bool keeps = format == at::MemoryFormat::Preserve && self.is_non_overlapping_and_dense();
+  const bool reorders = !self.is_contiguous() && !keeps;
+  // What MindSpore casts it makes contiguous first, in an operator of its own.
+  if (reorders && dtype != self.scalar_type()) return std::nullopt;
+  if (reorders && format == at::MemoryFormat::Preserve &&
+      !c10::is_contiguous_strides(self.sizes(), at::infer_dense_strides(self.sizes(), self.strides())))
+    return std::nullopt;
+  static auto& counters = counters_of("aten::copy_");  // as torch's composite is counted, which ends there
+  Timed timed(counters, Route::MindSpore, dtype, kFirstChoice);
+  const bool flat = keeps && !self.is_contiguous();
+  auto out = opaque_copied(flat ? self.as_strided({self.numel()}, {1}, self.storage_offset()) : self, dtype);
+  if (!out) timed.cancel();
+  if (out && flat) out->unsafeGetTensorImpl()->set_sizes_and_strides(self.sizes(), self.strides());
+  return out;
+}
+
+at::Tensor clone(const at::Tensor& self, std::optional<at::MemoryFormat> format) {
+  ensure_initialized();
+  if (auto out = copied(self, self.scalar_type(), format)) return *out;
+  return at::native::clone(self, format);
+}
+
+at::Tensor to_copy(const at::Tensor& self, std::optional<at::ScalarType> dtype,
+                   std::optional<at::Layout> layout, std::optional<at::Device> device,
+                   std::optional<bool> pin_memory, bool non_blocking,
+                   std::optional<at::MemoryFormat> format) {
+  ensure_initialized();
+  const bool stays = device.value_or(self.device()) == self.device() && !pin_memory.value_or(false) &&
+                     layout.value_or(at::kStrided) == at::kStrided;
+  if (stays)
+    if (auto out = copied(self, dtype.value_or(self.scalar_type()), format)) return *out;
+  return at::native::_to_copy(self, dtype, layout, device, pin_memory, non_blocking, format);
 }
 
 void fill(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack, size_t arguments) {
@@ -131,6 +176,8 @@ void register_copies() {
     return;
   }
   m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&copy_>());
+  m.impl("clone", TORCH_FN(clone));
+  m.impl("_to_copy", TORCH_FN(to_copy));
   m.impl("fill_.Scalar", torch::CppFunction::makeFromBoxedFunction<&fill_>());
   m.impl("fill_.Tensor", torch::CppFunction::makeFromBoxedFunction<&fill_>());
   m.impl("zero_", torch::CppFunction::makeFromBoxedFunction<&zero_>());

@@ -14,6 +14,7 @@ auto& registry() {
 
 }  // namespace
 
+std::atomic<clockid_t> Clock::id_{CLOCK_MONOTONIC};
 thread_local Timed* Timed::current_ = nullptr;
 
 const char* route_name(Route route) {

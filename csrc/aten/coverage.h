@@ -1,8 +1,8 @@
 #pragma once
 #include <c10/core/ScalarType.h>
+#include <time.h>
 
 #include <atomic>
-#include <chrono>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -52,17 +52,31 @@ class OpCounters {
 // Counters of the operator or kernel called `name`; lives for ever.
 OpCounters& counters_of(const std::string& name);
 
+// Nanoseconds of the clock that calls are timed on.
+class Clock {
+ public:
+  static uint64_t now() {
+    timespec t;
+    clock_gettime(id_.load(std::memory_order_relaxed), &t);
+    return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(t.tv_nsec);
+  }
+  // The calling thread's own time, which no other process can lengthen, or, by default, that of the wall. Not
+  // while a call runs.
+  static void of_thread(bool on) { id_ = on ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC; }
+
+ private:
+  static std::atomic<clockid_t> id_;
+};
+
 // Measures a call. Time spent in calls nested inside goes to those, so that the sum is operator time.
 class Timed {
  public:
   Timed(OpCounters& op, Route route, c10::ScalarType dtype, Reason why)
-      : counter_(op.at(route, dtype, why)), parent_(current_), start_(std::chrono::steady_clock::now()) {
+      : counter_(op.at(route, dtype, why)), parent_(current_), start_(Clock::now()) {
     current_ = this;
   }
   ~Timed() {
-    auto elapsed = static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start_)
-            .count());
+    const uint64_t elapsed = Clock::now() - start_;
     current_ = parent_;
     if (parent_) parent_->nested_ += elapsed;
     if (cancelled_) return;
@@ -76,7 +90,7 @@ class Timed {
   static thread_local Timed* current_;
   Counter& counter_;
   Timed* parent_;
-  std::chrono::steady_clock::time_point start_;
+  uint64_t start_;
   uint64_t nested_ = 0;
   bool cancelled_ = false;
 };

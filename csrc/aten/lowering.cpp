@@ -49,7 +49,8 @@ py::object adopt_result(py::handle result, const py::tuple& lent, c10::DeviceInd
   return py::cast(was_lent(result, lent) ? out.clone() : out);
 }
 
-// Calls `form`, a function of MindSpore tensors, on the memory of npu tensors.
+}  // namespace
+
 py::object on_mindspore(const py::object& form, const py::args& args) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   py::tuple lent(args.size());
@@ -63,8 +64,6 @@ py::object on_mindspore(const py::object& form, const py::args& args) {
   return adopt_result(result, lent, current_device());
 }
 
-}  // namespace
-
 void bind_lowerings(py::module_& m) {
   py::enum_<Form>(m, "Form", "How an overload relates to the functional operator whose kernel it uses.")
       .value("FUNCTIONAL", Form::Functional)
@@ -73,8 +72,8 @@ void bind_lowerings(py::module_& m) {
   py::class_<Lowering, std::shared_ptr<Lowering>>(m, "Lowering")
       .def(py::init([](std::string name, py::object mindspore, py::iterable mindspore_dtypes, py::object csrc,
                        py::iterable csrc_dtypes, size_t key_arg, bool mixed, bool promotes, bool strided,
-                       py::object mindspore_in_place, py::object csrc_in_place, bool csrc_widens, bool sums,
-                       bool joins) {
+                       py::object mindspore_in_place, py::object csrc_in_place, bool mindspore_widens,
+                       bool csrc_widens, bool sums, bool joins) {
              auto self = std::make_shared<Lowering>();
              self->name = std::move(name);
              self->mindspore = std::move(mindspore);
@@ -88,6 +87,7 @@ void bind_lowerings(py::module_& m) {
              self->mindspore_in_place = std::move(mindspore_in_place);
              self->csrc_in_place = std::move(csrc_in_place);
              self->strided = strided;
+             self->mindspore_widens = mindspore_widens;
              self->csrc_widens = csrc_widens;
              self->sums = sums;
              self->joins = joins;
@@ -96,7 +96,7 @@ void bind_lowerings(py::module_& m) {
            py::arg("name"), py::kw_only(), py::arg("mindspore"), py::arg("mindspore_dtypes"), py::arg("csrc"),
            py::arg("csrc_dtypes"), py::arg("key_arg"), py::arg("mixed"), py::arg("promotes"),
            py::arg("strided"), py::arg("mindspore_in_place"), py::arg("csrc_in_place"),
-           py::arg("csrc_widens"), py::arg("sums"), py::arg("joins"))
+           py::arg("mindspore_widens"), py::arg("csrc_widens"), py::arg("sums"), py::arg("joins"))
       .def(
           "set_auto",
           [](Lowering& self, at::ScalarType dtype, const std::string& below, const std::string& above,

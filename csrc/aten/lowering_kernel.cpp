@@ -213,12 +213,14 @@ class Kernel final : public c10::OperatorKernel {
     const auto& in_place =
         route == Route::MindSpore ? lowering_->mindspore_in_place : lowering_->csrc_in_place;
     const bool direct = !in_place.is_none() && writes_directly(stack, begin, seen);
+    const bool reads_narrow =
+        route == Route::Csrc ? lowering_->csrc_widens : direct && lowering_->mindspore_widens;
     {
       std::optional<MindSporeLock> lock;
       if (route == Route::MindSpore) lock.emplace();
       for (size_t i = 0; i < count; ++i) {
-        const bool cast = lowering_->promotes && i >= lowering_->key_arg &&
-                          !(route == Route::Csrc && widens(stack, begin, i));
+        const bool cast =
+            lowering_->promotes && i >= lowering_->key_arg && !(reads_narrow && is_narrow(stack, begin, i));
         args[i] =
             to_python(stack[begin + i], info.args[i], route, cast ? seen.dtype : at::ScalarType::Undefined);
       }
@@ -252,13 +254,12 @@ class Kernel final : public c10::OperatorKernel {
     return true;
   }
 
-  // Whether the csrc kernel takes argument `i` in its own, narrower dtype: a bfloat16 gradient that is added
-  // to its float32 buffer needs no float32 copy.
-  bool widens(const torch::jit::Stack& stack, size_t begin, size_t i) const {
+  // Whether argument `i` is narrower than a float32 key: a bfloat16 gradient that is added to its float32
+  // buffer needs no float32 copy where the kernel reads it as it is.
+  bool is_narrow(const torch::jit::Stack& stack, size_t begin, size_t i) const {
     const auto& key = stack[begin + lowering_->key_arg];
     const auto& value = stack[begin + i];
-    if (!lowering_->csrc_widens || i == lowering_->key_arg || !key.isTensor() || !value.isTensor())
-      return false;
+    if (i == lowering_->key_arg || !key.isTensor() || !value.isTensor()) return false;
     const auto& t = value.toTensor();
     return key.toTensor().scalar_type() == at::kFloat && t.defined() && t.device().type() == kNpu &&
            (t.scalar_type() == at::kBFloat16 || t.scalar_type() == at::kHalf);

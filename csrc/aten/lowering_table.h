@@ -39,9 +39,11 @@ struct Lowering {
   bool mixed = false;     // other tensor arguments may have other dtypes
   bool promotes = false;  // tensor arguments from key_arg on are cast to torch's common dtype, which decides
   bool strided = false;   // the kernels read any strides; else they are given contiguous tensors
-  bool csrc_widens = false;  // the csrc kernel reads 16-bit tensors beside a float32 key as they are
-  bool sums = false;         // over nothing the result is zeros
-  bool joins = false;        // of its list, tensors without elements have no say
+  // Read 16-bit tensors beside a float32 key as they are: the csrc kernel, and what writes in place of
+  // MindSpore's.
+  bool csrc_widens = false, mindspore_widens = false;
+  bool sums = false;   // over nothing the result is zeros
+  bool joins = false;  // of its list, tensors without elements have no say
 };
 
 // The npu kernel of an overload. `lowering` outlives the interpreter: the dispatcher destroys its kernels

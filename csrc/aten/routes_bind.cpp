@@ -6,6 +6,7 @@
 #include <memory>
 #include <unordered_map>
 
+#include "aten/lowering.h"
 #include "runtime/device.h"
 
 namespace py = pybind11;
@@ -44,12 +45,11 @@ Kernel& kernel(const std::string& name) {
   return known->try_emplace(name, name).first->second;
 }
 
-Call inspect(const py::tuple& tensors) {
+Call inspect(at::ArrayRef<const at::Tensor*> tensors) {
   Call call;
   call.npu = false;
-  for (auto item : tensors) {
-    if (item.is_none()) continue;
-    const auto& t = THPVariable_Unpack(item.ptr());
+  for (const auto* tensor : tensors) {
+    const auto& t = *tensor;
     if (!call.dtypes) call.dtype = t.scalar_type();
     call.dtypes |= dtype_bit(t.scalar_type());
     call.npu |= t.device().type() == kNpu;
@@ -58,33 +58,6 @@ Call inspect(const py::tuple& tensors) {
           t.key_set().has(c10::DispatchKey::Python) ? static_cast<Reason>(kWrapper) : unreadable(t);
   }
   return call;
-}
-
-// The reason in a refusal: None, a sentence, or a function that gives one of them.
-std::optional<std::string> refused(py::object refusal) {
-  if (!refusal.is_none() && !py::isinstance<py::str>(refusal)) refusal = refusal();
-  if (refusal.is_none()) return std::nullopt;
-  return py::cast<std::string>(refusal);
-}
-
-std::pair<const char*, Reason> choose_kernel(const std::string& name, const py::tuple& tensors,
-                                             const py::object& refusal, const py::object& csrc_refusal) {
-  auto& chosen = kernel(name);
-  const Call call = inspect(tensors);
-  Choice choice = choose(chosen.offer, call);
-  if (choice.route == Route::MindSpore)
-    if (auto why = refused(refusal))
-      choice = choose_after(chosen.offer, call, {choice.route, reason_of("refused: " + *why)});
-  if (choice.route == Route::Csrc)
-    if (auto why = refused(csrc_refusal)) choice = {chosen.offer.last, reason_of("refused: " + *why)};
-  // What the others compute they count themselves; a composite is counted as the operators that it calls.
-  if (choice.route == Route::Composite && call.npu) {
-    auto& counter = chosen.counters.at(choice.route, call.dtype, choice.why);
-    const bool first = !counter.calls.fetch_add(1, std::memory_order_relaxed);
-    if (first && on_ascend() && choice.why != kHostForced && choice.why != kCompositeForced)
-      TORCH_WARN(name, " runs as its composite in torch operators on Ascend: ", sentence(choice.why));
-  }
-  return {route_name(choice.route), choice.why};
 }
 
 // The tensors among arguments, those in lists, too.
@@ -98,21 +71,127 @@ void each_tensor(const py::handle& arguments, const F& visit) {
   }
 }
 
-// As torch's own operators refuse arguments of several devices; a kernel would read an address of another's.
-void require_one_device(const std::string& name, const py::tuple& arguments) {
-  std::optional<at::Device> first;
-  each_tensor(arguments, [&](const at::Tensor& t) {
-    if (!first) first = t.device();
-    TORCH_CHECK(t.device() == *first, "mindspeed_ms::", name,
-                ": expected all tensors to be on the same device, but found ", *first, " and ", t.device(),
-                "; move them with .to().");
-  });
+using Tensors = c10::SmallVector<const at::Tensor*, 8>;
+
+Tensors tensors_of(const py::handle& arguments) {
+  Tensors tensors;
+  each_tensor(arguments, [&](const at::Tensor& t) { tensors.push_back(&t); });
+  return tensors;
 }
+
+// The reason in a refusal: None, a sentence, or a function that gives one of them.
+std::optional<std::string> refused(py::object refusal) {
+  if (!refusal.is_none() && !py::isinstance<py::str>(refusal)) refusal = refusal();
+  if (refusal.is_none()) return std::nullopt;
+  return py::cast<std::string>(refusal);
+}
+
+// `refusal`, `csrc_refusal`: () -> the reason why that form does not take the call, if there is one.
+template <class F, class G>
+Choice choose_form(const std::string& name, Kernel& chosen, const Call& call, const F& refusal,
+                   const G& csrc_refusal) {
+  Choice choice = choose(chosen.offer, call);
+  if (choice.route == Route::MindSpore)
+    if (std::optional<std::string> why = refusal())
+      choice = choose_after(chosen.offer, call, {choice.route, reason_of("refused: " + *why)});
+  if (choice.route == Route::Csrc)
+    if (std::optional<std::string> why = csrc_refusal())
+      choice = {chosen.offer.last, reason_of("refused: " + *why)};
+  // What the others compute they count themselves; a composite is counted as the operators that it calls.
+  if (choice.route == Route::Composite && call.npu) {
+    auto& counter = chosen.counters.at(choice.route, call.dtype, choice.why);
+    const bool first = !counter.calls.fetch_add(1, std::memory_order_relaxed);
+    if (first && on_ascend() && choice.why != kHostForced && choice.why != kCompositeForced)
+      TORCH_WARN(name, " runs as its composite in torch operators on Ascend: ", sentence(choice.why));
+  }
+  return choice;
+}
+
+std::pair<const char*, Reason> choose_kernel(const std::string& name, const py::tuple& tensors,
+                                             const py::object& refusal, const py::object& csrc_refusal) {
+  const auto choice = choose_form(
+      name, kernel(name), inspect(tensors_of(tensors)), [&] { return refused(refusal); },
+      [&] { return refused(csrc_refusal); });
+  return {route_name(choice.route), choice.why};
+}
+
+// As torch's own operators refuse arguments of several devices; a kernel would read an address of another's.
+void require_one_device(const std::string& name, const Tensors& tensors) {
+  for (const auto* t : tensors)
+    TORCH_CHECK(t->device() == tensors[0]->device(), "mindspeed_ms::", name,
+                ": expected all tensors to be on the same device, but found ", tensors[0]->device(), " and ",
+                t->device(), "; move them with .to().");
+}
+
+// A fused kernel's operator: one call from torch to the form that takes it.
+class FusedKernel {
+ public:
+  FusedKernel(std::string name, std::vector<size_t> decides, py::object check, py::object mindspore,
+              py::object refusal, py::object csrc, py::object csrc_refusal, py::object composite)
+      : name_(std::move(name)),
+        kernel_(kernel(name_)),
+        decides_(std::move(decides)),
+        check_(std::move(check)),
+        mindspore_(std::move(mindspore)),
+        refusal_(std::move(refusal)),
+        csrc_(std::move(csrc)),
+        csrc_refusal_(std::move(csrc_refusal)),
+        composite_(std::move(composite)) {}
+
+  py::object operator()(const py::args& args) const {
+    const auto tensors = tensors_of(args);
+    require_one_device(name_, tensors);
+    if (!check_.is_none()) check_(*args);
+    Tensors deciding;
+    for (const size_t i : decides_) {
+      const py::handle arg = PyTuple_GET_ITEM(args.ptr(), static_cast<py::ssize_t>(i));
+      if (THPVariable_Check(arg.ptr()))
+        deciding.push_back(&THPVariable_Unpack(arg.ptr()));
+      else if (!arg.is_none())
+        each_tensor(arg, [&](const at::Tensor& t) { deciding.push_back(&t); });
+    }
+    const auto choice = choose_form(
+        name_, kernel_, inspect(deciding), [&] { return mindspore_refuses(deciding, args); },
+        [&] { return asked(csrc_refusal_, args); });
+    if (choice.route == Route::Composite) return in_torch(deciding, args);
+    std::optional<Timed> timed;
+    if (!tensors.empty() && tensors[0]->device().type() == kNpu)
+      timed.emplace(kernel_.counters, choice.route, tensors[0]->scalar_type(), choice.why);
+    return choice.route == Route::MindSpore ? on_mindspore(mindspore_, args) : csrc_(*args);
+  }
+
+ private:
+  static std::optional<std::string> asked(const py::object& refusal, const py::args& args) {
+    if (refusal.is_none()) return std::nullopt;
+    const auto why = refusal(*args);
+    return why.is_none() ? std::nullopt : std::optional(py::cast<std::string>(why));
+  }
+
+  std::optional<std::string> mindspore_refuses(const Tensors& deciding, const py::args& args) const {
+    for (const auto* t : deciding)  // MindSpore's operators raise
+      if (!t->numel()) return "a tensor has no elements";
+    return asked(refusal_, args);
+  }
+
+  // Counted as the operators in it.
+  py::object in_torch(const Tensors& deciding, const py::args& args) const {
+    for (const auto* t : deciding)
+      if (!t->is_floating_point())
+        throw py::type_error("mindspeed_ms::" + name_ + " takes real floating tensors, not " +
+                             py::cast<std::string>(py::str(py::cast(t->scalar_type()))));
+    return composite_(*args);
+  }
+
+  const std::string name_;
+  Kernel& kernel_;
+  const std::vector<size_t> decides_;
+  const py::object check_, mindspore_, refusal_, csrc_, csrc_refusal_, composite_;
+};
 
 // What a kernel with every form would be given for these tensors; nothing is counted.
 const char* implementation(const py::tuple& tensors) {
   static const auto* every = new Offer(kernel_offer(kNative, kNative));
-  return route_name(choose(*every, inspect(tensors)).route);
+  return route_name(choose(*every, inspect(tensors_of(tensors))).route);
 }
 
 // Counts what runs while it is open as one call.
@@ -137,6 +216,8 @@ void bind_coverage(py::module_& m) {
       },
       "(op, dtype, route, why, calls, exclusive seconds) of everything counted so far.");
   m.def("reset_coverage", &reset_coverage);
+  m.def("count_thread_time", &Clock::of_thread, py::arg("on"),
+        "Whether seconds are those in which the calling thread ran, not those of the wall.");
   py::class_<CountedCall>(m, "CountedCall", "Context manager that counts its body as one call of a kernel.")
       .def(py::init<const std::string&, at::ScalarType, const std::string&, Reason>(), py::arg("name"),
            py::arg("dtype"), py::arg("route"), py::arg("why"))
@@ -181,8 +262,13 @@ void bind_routes(py::module_& m) {
       py::arg("name"), py::arg("mindspore"), py::arg("csrc"), "The dtypes of a kernel's forms.");
   m.def("choose_kernel", &choose_kernel, py::arg("kernel"), py::arg("tensors"), py::arg("refusal"),
         py::arg("csrc_refusal"));
-  m.def("require_one_device", &require_one_device, py::arg("kernel"), py::arg("arguments"),
-        "RuntimeError unless all tensors among the arguments of a fused kernel are on one device.");
+  py::class_<FusedKernel>(m, "FusedKernel",
+                          "A fused kernel as torch calls it: checks, the choice of a form, counting.")
+      .def(py::init<std::string, std::vector<size_t>, py::object, py::object, py::object, py::object,
+                    py::object, py::object>(),
+           py::arg("name"), py::arg("decides"), py::kw_only(), py::arg("check"), py::arg("mindspore"),
+           py::arg("refusal"), py::arg("csrc"), py::arg("csrc_refusal"), py::arg("composite"))
+      .def("__call__", &FusedKernel::operator());
   m.def("implementation", &implementation, py::arg("tensors"));
   bind_coverage(m);
 }

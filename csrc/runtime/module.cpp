@@ -91,8 +91,9 @@ void bind_opaque(py::module_& m) {
   m.def("set_opaque_hooks", [](const py::dict& hooks) {
     auto& h = opaque_hooks();
     auto take = [&](const char* name) { return py::object(hooks[name]).release().ptr(); };
-    h = {take("allocate"), take("view"),       take("retype"),  take("copy"), take("fill"),
-         take("settle"),   take("write_host"), take("to_host"), take("pin"),  take("synchronize")};
+    h = {take("allocate"), take("view"),    take("reshape"), take("retype"),     take("copy"),
+         take("cast"),     take("clone"),   take("fill"),    take("settle"),     take("write_host"),
+         take("send"),     take("to_host"), take("pin"),     take("synchronize")};
   });
 }
 

@@ -115,7 +115,9 @@ py::object view_of(const at::Tensor& t, at::ScalarType dtype) {
     return py::reinterpret_borrow<py::object>(memory.whole);
   for (const auto& view : memory.views)
     if (view.is(dtype, sizes, strides, offset)) return py::reinterpret_borrow<py::object>(view.tensor);
-  auto made = new_view(memory, dtype, sizes, strides, offset);
+  const bool all = from_start && memory.dtype == dtype && static_cast<size_t>(t.numel()) == memory.numel;
+  auto made = all ? call(opaque_hooks().reshape, py::handle(memory.whole), to_tuple(sizes))
+                  : new_view(memory, dtype, sizes, strides, offset);
   if (memory.views.size() == kViews) memory.drop_views();
   auto& view = memory.views.emplace_back(OpaqueMemory::View{offset, dtype, {}, {}, made.inc_ref().ptr()});
   view.sizes.assign(sizes.begin(), sizes.end());
@@ -149,6 +151,13 @@ void keep(const at::Tensor& host) {
   s.nbytes += host.nbytes();
 }
 
+// After what is read later: a limit is kept by waiting.
+void keep_while_read(const at::Tensor& source, size_t nbytes) {
+  count_to_device(nbytes);
+  keep(source);
+  if (staging().nbytes > Staging::kLimit) opaque_synchronize();
+}
+
 void write_span(const at::Tensor& span, const at::Tensor& host) {
   at::Tensor source;
   py::object target;
@@ -162,9 +171,23 @@ void write_span(const at::Tensor& span, const at::Tensor& host) {
     target = view_of(span, dtype);
   }
   call(opaque_hooks().write_host, target, lend_host(source));
-  count_to_device(host.nbytes());
-  keep(source);
-  if (staging().nbytes > Staging::kLimit) opaque_synchronize();
+  keep_while_read(source, host.nbytes());
+}
+
+// What is sent becomes the memory of `t`, which has none yet.
+bool send_whole(const at::Tensor& t, const at::Tensor& source, bool in_place) {
+  auto& memory = opaque_memory_of(t);
+  const auto dtype = t.scalar_type();
+  if (memory.whole || t.storage_offset() || !t.is_contiguous() || t.nbytes() != memory.nbytes() ||
+      t.is_complex() || on_the_bus(dtype) != dtype)
+    return false;
+  const auto host = in_place && source.is_contiguous() ? source : source.clone(at::MemoryFormat::Contiguous);
+  memory.whole = call(opaque_hooks().send, lend_host(host)).release().ptr();
+  memory.dtype = dtype;
+  memory.numel = t.numel();
+  memory.sizes.assign(t.sizes().begin(), t.sizes().end());
+  keep_while_read(host, host.nbytes());
+  return true;
 }
 
 void release_staging() {
@@ -258,6 +281,7 @@ at::Tensor opaque_from_host(const at::Tensor& t, c10::DeviceIndex device) {
 void opaque_write_host(const at::Tensor& t, const at::Tensor& source, bool in_place) {
   if (t.numel() == 0) return;
   py::gil_scoped_acquire gil;
+  if (send_whole(t, source, in_place)) return;
   if (const auto span = as_span(t)) {
     if (in_place && source.sizes() == t.sizes() && source.strides() == t.strides())
       return write_span(*span, source.as_strided({t.numel()}, {1}, source.storage_offset()));
@@ -275,6 +299,16 @@ bool opaque_copy(const at::Tensor& t, const at::Tensor& source) {
   py::gil_scoped_acquire gil;
   call(opaque_hooks().copy, view_of(t, carrier(to)), view_of(source, carrier(from)));
   return true;
+}
+
+std::optional<at::Tensor> opaque_copied(const at::Tensor& t, at::ScalarType dtype) {
+  const auto from = t.scalar_type();
+  if (!mindspore_dtype(dtype) || !mindspore_dtype(from)) return std::nullopt;
+  py::gil_scoped_acquire gil;
+  auto view = view_of(t, from);
+  const auto result = from == dtype ? call(opaque_hooks().clone, view)
+                                    : call(opaque_hooks().cast, view, py::handle(mindspore_dtype(dtype)));
+  return opaque_adopt(result.ptr(), t.sizes(), dtype, t.device().index());
 }
 
 bool opaque_fill(const at::Tensor& t, const c10::Scalar& value) {

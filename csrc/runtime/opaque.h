@@ -8,11 +8,15 @@ namespace mindspeed_ms {
 struct OpaqueHooks {
   PyObject* allocate = nullptr;     // (sizes, ms dtype) -> ms.Tensor on the device, its contents any
   PyObject* view = nullptr;         // (ms.Tensor, size, stride, offset) -> ms.Tensor over the same memory
+  PyObject* reshape = nullptr;      // (contiguous ms.Tensor, size) -> the same, of as many elements
   PyObject* retype = nullptr;       // (ms.Tensor, elements, ms dtype) -> flat ms.Tensor over the same memory
   PyObject* copy = nullptr;         // (view, source ms.Tensor on the device): casts and broadcasts
+  PyObject* cast = nullptr;         // (contiguous view, ms dtype) -> ms.Tensor of its own
+  PyObject* clone = nullptr;        // (view) -> contiguous ms.Tensor of its own
   PyObject* fill = nullptr;         // (view, number)
   PyObject* settle = nullptr;       // (result) -> copy on the device, contiguous from the start of its memory
   PyObject* write_host = nullptr;   // (contiguous view, ms.Tensor on the host, same dtype and size)
+  PyObject* send = nullptr;         // (contiguous ms.Tensor on the host) -> ms.Tensor on the device
   PyObject* to_host = nullptr;      // (view) -> contiguous CPU torch tensor of its elements
   PyObject* pin = nullptr;          // (bytes) -> ms.Tensor over pinned host memory
   PyObject* synchronize = nullptr;  // () -> None, when all streams of the device have done their work
@@ -31,6 +35,9 @@ void opaque_write_host(const at::Tensor& t, const at::Tensor& source, bool in_pl
 // Copies between npu tensors of equal sizes on the device, with a cast; false if MindSpore has no type for
 // one of the dtypes and they differ.
 bool opaque_copy(const at::Tensor& t, const at::Tensor& source);
+// A copy of `t` in `dtype`, contiguous; none if MindSpore has no type for one of them. What is cast is
+// contiguous.
+std::optional<at::Tensor> opaque_copied(const at::Tensor& t, at::ScalarType dtype);
 // Fills `t`; false if MindSpore has no type for its dtype.
 bool opaque_fill(const at::Tensor& t, const c10::Scalar& value);
 // ms.Tensor view of `t` (new reference). Needs the GIL.

@@ -126,6 +126,73 @@ def test_in_place_operators_are_one_launch(write, launch):
 
 
 @pytest.mark.parametrize(
+    ("copy", "launch"),
+    [
+        (lambda t: t.clone(), "aclnnInplaceCopy"),
+        (lambda t: t.t().clone(), "aclnnInplaceCopy"),
+        (lambda t: t.t().contiguous(), "aclnnInplaceCopy"),
+        (lambda t: t[1:3, 2:].contiguous(), "aclnnInplaceCopy"),
+        (lambda t: t[:, ::2].clone(), "aclnnInplaceCopy"),
+        (lambda t: t.expand(2, 4, 6).clone(), "aclnnInplaceCopy"),
+        (lambda t: t.view(torch.int32).clone(), "aclnnInplaceCopy"),
+        (lambda t: t.bfloat16(), "aclnnCast"),
+        (lambda t: t.t().to(torch.int64), "aclnnCast"),
+        (lambda t: t[2].half(), "aclnnCast"),
+        (lambda t: t[:, 1:].half(), "aclnnInplaceCopy"),
+    ],
+)
+def test_a_copy_is_one_launch_and_keeps_the_strides_of_torch(copy, launch):
+    x, host = pair(4, 6)
+    _runtime.to_mindspore(x)
+    torch.cuda.synchronize()
+    counters.reset()
+    made = copy(x)
+    torch.cuda.synchronize()
+    assert counters.read()["launches"] == {launch: 1}
+    expected = copy(host)
+    assert made.stride() == expected.stride()
+    assert made.cpu().equal(expected)
+    x.zero_()
+    assert made.cpu().equal(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_narrow_is_added_in_place_by_one_launch(dtype):
+    x, host = pair(4, 6)
+    _, other = pair(6, 4, seed=1)
+    y = (other / 3).to(dtype).to("npu").t()
+    _runtime.to_mindspore(x), _runtime.to_mindspore(y.contiguous())
+    for t, narrow in ((x, y), (host, (other / 3).to(dtype).t())):
+        t.add_(narrow.contiguous())
+        t.sub_(narrow, alpha=2)
+        t.t()[1].add_(narrow[0, 0])
+    assert x.cpu().equal(host)
+    flat = y.contiguous()
+    _runtime.to_mindspore(flat)
+    torch.cuda.synchronize()
+    counters.reset()
+    x.add_(flat)
+    torch.cuda.synchronize()
+    assert counters.read()["launches"] == {"aclnnInplaceAdd": 1}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bfloat16, torch.bool], ids=str)
+def test_what_comes_from_the_host_is_not_copied_on_the_device(dtype):
+    for host in (torch.arange(12).view(3, 4), torch.tensor(3), torch.arange(12).view(3, 4).t()):
+        host = host.to(dtype)
+        counters.reset()
+        x = host.to("npu")
+        copies = counters.read()["launches"].get("aclnnInplaceCopy", 0)
+        # Some cross as other elements, and a transposed one in the order in which it lies.
+        assert copies <= (dtype in (torch.bfloat16, torch.bool) or not host.is_contiguous())
+        assert x.cpu().equal(host)
+        assert (x + x).cpu().equal(host + host)
+        x[..., :1].zero_() if x.dim() else x.zero_()
+        host[..., :1].zero_() if host.dim() else host.zero_()
+        assert x.cpu().equal(host)
+
+
+@pytest.mark.parametrize(
     ("dtype", "value"),
     [
         *((torch.float64, value) for value in (0.1, 1 / 3, float("inf"), 1e300)),
