@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -105,6 +105,7 @@ def dtype_of(dtype: torch.dtype) -> Any:
     raise TypeError(f"{dtype} has no MindSpore counterpart.")
 
 
+@lru_cache(maxsize=256)
 def number(value: int) -> Any:
     """int64 ``ms.Tensor`` of a number that an operator of MindSpore reads on the host: a seed, a size.
 

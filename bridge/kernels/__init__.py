@@ -24,6 +24,8 @@ from mindspeed_ms.kernels.optimizer import (
     l2_norm,
     multi_scale,
     newton_schulz,
+    norm_of,
+    scale_into,
     sgd_step,
 )
 from mindspeed_ms.kernels.permutation import (
@@ -66,6 +68,7 @@ __all__ = [
     "load_balancing_loss",
     "multi_scale",
     "newton_schulz",
+    "norm_of",
     "packed_positions",
     "packed_segments",
     "paged_rows",
@@ -73,6 +76,7 @@ __all__ = [
     "permute",
     "rms_norm",
     "rope",
+    "scale_into",
     "scaled_softmax",
     "sgd_step",
     "topk_router",

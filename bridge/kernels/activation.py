@@ -11,6 +11,7 @@ from mindspeed_ms._native.kernels import ACTIVATIONS as CODES
 from mindspeed_ms.kernels.backend import dtype_code, native, pointer
 from mindspeed_ms.kernels.operator import (
     Operator,
+    cast,
     composite_gradient,
     fake_gradient,
     fake_like,
@@ -245,14 +246,14 @@ def _glu_csrc_backward(
 
 
 def _activation_mindspore(x: Any, bias: Any, activation: str) -> Any:
-    return _activate(x if bias is None else x + bias.to(x.dtype), activation)
+    return _activate(x if bias is None else x + cast(bias, x.dtype), activation)
 
 
 def _activation_mindspore_backward(dy: Any, x: Any, bias: Any, activation: str) -> tuple[Any, Any]:
     from mindspore.ops import auto_generate
 
     if activation in ("gelu", "gelu_tanh", "silu"):
-        y = x if bias is None else x + bias.to(x.dtype)
+        y = x if bias is None else x + cast(bias, x.dtype)
         if activation == "silu":
             dx = auto_generate.silu_grad_op(dy, y)
         else:
@@ -273,7 +274,7 @@ def _glu_mindspore(
 ) -> Any:
     from mindspore import mint, ops
 
-    y = x if bias is None else x + bias.to(x.dtype)
+    y = x if bias is None else x + cast(bias, x.dtype)
     if activation == "silu" and linear_offset == 0.0 and clamp is None:
         y = ops.swiglu(y, -1)
     else:
@@ -293,7 +294,7 @@ def _glu_mindspore_backward(
     from mindspore.ops import auto_generate
 
     if activation == "silu" and linear_offset == 0.0 and clamp is None and weights is None:
-        dx = auto_generate.swiglu_grad_op(dy, x if bias is None else x + bias.to(x.dtype), -1)
+        dx = auto_generate.swiglu_grad_op(dy, x if bias is None else x + cast(bias, x.dtype), -1)
         return dx, None if bias is None else _summed(dx, bias), None
     options = (activation, linear_offset, clamp)
     return mindspore_gradient(_glu_mindspore, 3)(dy, x, bias, weights, *options)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from mindspeed_ms.comm.names import group_named
 from mindspeed_ms.kernels.backend import dtype_code, native, pointer
-from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
+from mindspeed_ms.kernels.operator import Gradient, Operator, cast, fake_like
 
 Tensor = torch.Tensor
 
@@ -218,8 +218,8 @@ def _mindspore(logits: Any, target: Any, *_: Any) -> tuple[Any, Any, Any]:
     from mindspore import mint
     from mindspore.ops import auto_generate
 
-    rows = logits.to(ms.float32).reshape((-1, logits.shape[-1]))
-    ids = target.to(ms.int64).reshape((-1,))
+    rows = cast(logits, ms.float32).reshape((-1, logits.shape[-1]))
+    ids = cast(target, ms.int64).reshape((-1,))
     loss = auto_generate.cross_entropy_loss(rows, ids, None, "none", -100, 0.0)[0]
     # log sum exp by what the operator gives: its log-probabilities are as large as the logits.
     peak = loss + mint.gather(rows, 1, ids.reshape((-1, 1))).reshape((-1,))
@@ -233,12 +233,12 @@ def _mindspore_backward(
     from mindspore import mint
     from mindspore.ops import auto_generate
 
-    rows = logits.to(ms.float32).reshape((-1, logits.shape[-1]))
+    rows = cast(logits, ms.float32).reshape((-1, logits.shape[-1]))
     logp = rows - (peak + mint.log(total)).reshape((-1, 1))
-    ids = target.to(ms.int64).reshape((-1,))
+    ids = cast(target, ms.int64).reshape((-1,))
     options = (None, None, None, "none", -100, 0.0)
     dlogits = auto_generate.cross_entropy_loss_grad_op(grad.reshape((-1,)), logp, ids, *options)
-    return dlogits.to(logits.dtype).reshape(logits.shape)
+    return cast(dlogits, logits.dtype).reshape(logits.shape)
 
 
 def _refused(label_smoothing: float, group: str) -> str | None:

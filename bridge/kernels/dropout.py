@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms.kernels.backend import dtype_code, native, pointer
-from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
+from mindspeed_ms.kernels.operator import Gradient, Operator, cast, fake_like
 
 Tensor = torch.Tensor
 
@@ -133,17 +133,17 @@ def _sizes(x: Tensor) -> tuple[int, int]:
 
 def _mindspore(x: Any, bias: Any, residual: Any, mask: Any, scale: float) -> Any:
     y = x if bias is None else x + bias
-    return residual + (y if mask is None else y * (mask.to(y.dtype) * scale))
+    return residual + (y if mask is None else y * (cast(mask, y.dtype) * scale))
 
 
 def _mindspore_backward(dy: Any, mask: Any, scale: float, with_bias: bool) -> tuple[Any, Any]:
     import mindspore as ms
 
-    dx = None if mask is None else dy * (mask.to(dy.dtype) * scale)
+    dx = None if mask is None else dy * (cast(mask, dy.dtype) * scale)
     if not with_bias:
         return dx, None
     rows = (dy if dx is None else dx).reshape((-1, dy.shape[-1]))
-    return dx, rows.to(ms.float32).sum(0).to(dy.dtype)
+    return dx, cast(rows, ms.float32).sum(0).to(dy.dtype)
 
 
 # ---- operators

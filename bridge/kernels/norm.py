@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms.kernels.backend import DTYPE_CODES, dtype_code, native, pointer
-from mindspeed_ms.kernels.operator import Gradient, Operator, gradients
+from mindspeed_ms.kernels.operator import Gradient, Operator, cast, gradients
 
 Tensor = torch.Tensor
 Results = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
@@ -221,10 +221,10 @@ def _mindspore(
     from mindspore import ops
     from mindspore.ops import auto_generate
 
-    gamma, beta = _parameters(x, weight, bias, zero_centered)
+    gamma = _scale(x, weight, zero_centered)
     if center:
         total = x if residual is None else x + residual
-        y, mean, rstd = auto_generate.layer_norm_ext_op(total, (x.shape[-1],), gamma, beta, eps)
+        y, mean, rstd = auto_generate.layer_norm_ext_op(total, (x.shape[-1],), gamma, _shift(x, bias), eps)
         return y, None if residual is None else total, rstd.reshape((-1,)), mean.reshape((-1,))
     if residual is None:
         y, rstd = ops.rms_norm(x, gamma, eps)
@@ -248,27 +248,33 @@ def _mindspore_backward(
     from mindspore.ops import auto_generate
     from mindspore.ops.auto_generate import gen_ops_prim
 
-    gamma, beta = _parameters(x, weight, bias, zero_centered)
+    gamma = _scale(x, weight, zero_centered)
     shape = (*x.shape[:-1], 1)
     if center:
-        arguments = ((x.shape[-1],), mean.reshape(shape), rstd.reshape(shape), gamma, beta)
+        arguments = ((x.shape[-1],), mean.reshape(shape), rstd.reshape(shape), gamma, _shift(x, bias))
         dx, dgamma, dbeta = gen_ops_prim.LayerNormGradExt()(dy, x, *arguments)
     else:
         dx, dgamma = auto_generate.rms_norm_grad_op(dy, x, rstd.reshape(shape), gamma)
         dbeta = None
-    dweight = None if weight is None else dgamma.to(weight.dtype)
-    dbias = None if bias is None else dbeta.to(bias.dtype)
+    dweight = None if weight is None else cast(dgamma, weight.dtype)
+    dbias = None if bias is None else cast(dbeta, bias.dtype)
     return dx if dtotal is None else dx + dtotal, dweight, dbias
 
 
-def _parameters(x: Any, weight: Any, bias: Any, zero_centered: bool) -> tuple[Any, Any]:
-    """Scale and shift of a norm in x's dtype, as its operators want them."""
+def _scale(x: Any, weight: Any, zero_centered: bool) -> Any:
+    """Of a norm, in x's dtype, as its operators want it."""
     from mindspore import mint
 
-    width = x.shape[-1:]
-    gamma = mint.ones(width, dtype=x.dtype) if weight is None else weight.to(x.dtype)
-    beta = mint.zeros(width, dtype=x.dtype) if bias is None else bias.to(x.dtype)
-    return gamma + 1 if zero_centered and weight is not None else gamma, beta
+    if weight is None:
+        return mint.ones(x.shape[-1:], dtype=x.dtype)
+    gamma = cast(weight, x.dtype)
+    return gamma + 1 if zero_centered else gamma
+
+
+def _shift(x: Any, bias: Any) -> Any:
+    from mindspore import mint
+
+    return mint.zeros(x.shape[-1:], dtype=x.dtype) if bias is None else cast(bias, x.dtype)
 
 
 # ---- operators

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from mindspeed_ms.comm.names import group_named
 from mindspeed_ms.kernels.backend import DTYPE_CODES, native
-from mindspeed_ms.kernels.operator import Operator, fake_like
+from mindspeed_ms.kernels.operator import Operator, cast, fake_like
 from mindspeed_ms.routes import on_ascend
 
 Tensor = torch.Tensor
@@ -84,26 +84,40 @@ def multi_scale(
     nothing. Returns (found_inf, l2 norm of input * scale per tensor, empty unless want_norms); this is
     multi_tensor_scale, multi_tensor_unscale_l2norm and found-inf of apex / Transformer Engine in one.
     """
-    ins, outs = list(inputs), list(outputs)
-    if not ins and not outs:
+    if not len(inputs) and not len(outputs):
         return False, []
+    found, norms = _scaled(inputs, scale, outputs, want_norms, True)
+    return bool(found), norms.tolist() if want_norms else []
+
+
+def scale_into(outputs: Tensors, inputs: Tensors, scale: float) -> None:
+    """outputs = inputs * scale, as :func:`multi_scale` writes them, without a look at the numbers."""
+    if len(inputs) or len(outputs):
+        _scaled(inputs, scale, outputs, False, False)
+
+
+def _scaled(inputs: Tensors, scale: float, outputs: Tensors, want_norms: bool, want_found: bool) -> Any:
+    ins, outs = list(inputs), list(outputs)
     if outs and all(x is y for x, y in zip(ins, outs, strict=True)):
-        found, norms = _SCALE_IN_PLACE(ins, scale, want_norms)
-    else:
-        found, norms = _SCALE(ins, outs, scale, want_norms)
-    return bool(found), norms.tolist()
+        return _SCALE_IN_PLACE(ins, scale, want_norms, want_found)
+    return _SCALE(ins, outs, scale, want_norms, want_found)
 
 
 def l2_norm(tensors: Tensors) -> float:
     """Euclidean norm of all elements together (multi_tensor_l2norm); 0 for an empty list."""
-    return _L2_NORM(list(tensors)).item() if tensors else 0.0
+    return norm_of(tensors).item() if tensors else 0.0
+
+
+def norm_of(tensors: Tensors) -> Tensor:
+    """:func:`l2_norm` of at least one tensor as a tensor without dimensions, which nobody waits for."""
+    return _L2_NORM(list(tensors))
 
 
 def clip_by_norm_(grads: Tensors, max_norm: float, total_norm: float) -> None:
     """Multiplies grads in place by max_norm / (total_norm + 1e-6) when that is below 1 (Megatron's clip)."""
     coefficient = max_norm / (total_norm + 1e-6)
     if coefficient < 1.0:
-        multi_scale(grads, coefficient, grads)
+        scale_into(grads, grads, coefficient)
 
 
 #: Coefficients of the quintic Newton-Schulz iteration (Jordan et al. 2024, Muon).
@@ -272,14 +286,14 @@ def _sgd_csrc(
 
 
 def _scale_csrc(
-    inputs: list[Tensor], outputs: list[Tensor], scale: float, want_norms: bool
-) -> tuple[Tensor, Tensor]:
+    inputs: list[Tensor], outputs: list[Tensor], scale: float, want_norms: bool, want_found: bool
+) -> tuple[Tensor | None, Tensor | None]:
     squares = torch.zeros(len(inputs) if want_norms else 0, dtype=torch.float64)
     found = torch.zeros((), dtype=torch.bool)
     for fitting, (ins, outs), positions in _groups((inputs, outputs), fp32=()):
         if not fitting:
-            flawed, norms = _scale_composite(ins, outs, scale, want_norms)
-            part = norms.cpu().square()
+            flawed, norms = _scale_composite(ins, outs, scale, want_norms, want_found)
+            part = norms.cpu().square() if norms is not None else squares[:0]
         else:
             part = torch.zeros(len(ins) if want_norms else 0, dtype=torch.float64)
             flawed = native().scale_and_norm(
@@ -291,10 +305,11 @@ def _scale_csrc(
                 out_dtype=DTYPE_CODES[outs[0].dtype] if outs else 0,
                 scale=scale,
             )
-        found |= bool(flawed)
+        found |= bool(flawed is not None and flawed)
         if want_norms:
             squares[positions] = part
-    return found.to(inputs[0].device), squares.sqrt().to(inputs[0].device)
+    on = inputs[0].device
+    return found.to(on) if want_found else None, squares.sqrt().to(on) if want_norms else None
 
 
 # ---- composite
@@ -368,10 +383,11 @@ def _wide(tensors: Sequence[Tensor]) -> torch.dtype:
 
 
 def _scale_composite(
-    inputs: list[Tensor], outputs: list[Tensor], scale: float, want_norms: bool
-) -> tuple[Tensor, Tensor]:
-    found = ~torch.stack([torch.isfinite(x).all() for x in inputs]).all()
-    norms = torch.empty(0, dtype=_wide(inputs), device=inputs[0].device)
+    inputs: list[Tensor], outputs: list[Tensor], scale: float, want_norms: bool, want_found: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    found = norms = None
+    if want_found:
+        found = ~torch.stack([torch.isfinite(x).all() for x in inputs]).all()
     if want_norms:
         norms = torch.stack([torch.linalg.vector_norm(x * scale, dtype=_wide(inputs)) for x in inputs])
     for x, out in zip(inputs, outputs, strict=bool(outputs)):
@@ -380,7 +396,7 @@ def _scale_composite(
 
 
 def _l2_norm_csrc(tensors: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(_scale_csrc(tensors, [], 1.0, True)[1])
+    return torch.linalg.vector_norm(_scale_csrc(tensors, [], 1.0, True, False)[1])
 
 
 def _l2_norm_composite(tensors: list[Tensor]) -> Tensor:
@@ -424,7 +440,27 @@ def _newton_schulz(
     return x.reshape(matrix.shape).clone(memory_format=torch.contiguous_format)
 
 
-# ---- MindSpore: AdamW, Norm
+# ---- MindSpore: AdamW, Norm, AllFinite
+
+
+def _scale_mindspore(
+    inputs: list[Any], outputs: list[Any], scale: float, want_norms: bool, want_found: bool
+) -> tuple[Any, Any]:
+    import mindspore as ms
+    from mindspore import mint
+    from mindspore.ops.operations.nn_ops import AllFinite
+
+    found = norms = None
+    if want_found:  # the operator says whether they are not
+        found = AllFinite()(list(inputs))
+    if want_norms:
+        norms = mint.stack([mint.linalg.vector_norm(x * scale, 2, dtype=ms.float32) for x in inputs])
+    for x, out in zip(inputs, outputs, strict=bool(outputs)):
+        if x is out:
+            x.mul_(scale)
+        else:
+            out.copy_(x * scale)
+    return found, norms
 
 
 def _adam_mindspore(
@@ -452,7 +488,7 @@ def _adam_mindspore(
     counter = mint.full((1,), step - 1.0, dtype=ms.float32)
     options = (lr, beta1, beta2, weight_decay, eps, False, maximize)
     for i, (p, g, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
-        g = g.to(ms.float32)
+        g = cast(g, ms.float32)
         g = g if grad_scale == 1.0 else g * grad_scale
         auto_generate.adamw_op(p, m, v, v, g, counter, *options)
         if copies:
@@ -474,14 +510,15 @@ def _adam_refusal(
 
 
 def _fake_scale(
-    inputs: list[Tensor], outputs: list[Tensor], scale: float, want_norms: bool
-) -> tuple[Tensor, Tensor]:
-    found = torch.empty((), dtype=torch.bool, device=inputs[0].device)
-    return found, torch.empty_like(found, dtype=_wide(inputs)).new_empty(len(inputs) if want_norms else 0)
+    inputs: list[Tensor], outputs: list[Tensor], scale: float, want_norms: bool, want_found: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    on = inputs[0].device
+    found = torch.empty((), dtype=torch.bool, device=on) if want_found else None
+    return found, torch.empty(len(inputs), dtype=_wide(inputs), device=on) if want_norms else None
 
 
 def _in_place(scaled: Any) -> Any:
-    return lambda tensors, scale, want_norms: scaled(tensors, tensors, scale, want_norms)
+    return lambda tensors, *options: scaled(tensors, tensors, *options)
 
 
 _ADAM = Operator(
@@ -511,21 +548,24 @@ _SGD = Operator(
 )
 
 _SCALE = Operator(
-    "multi_scale(Tensor[] inputs, Tensor(a!)[] outputs, float scale, bool want_norms) -> (Tensor, Tensor)",
+    "multi_scale(Tensor[] inputs, Tensor(a!)[] outputs, float scale, bool want_norms, bool want_found) -> "
+    "(Tensor, Tensor)",
     decides=("inputs", "outputs"),
     fake=_fake_scale,
     composite=_scale_composite,
     csrc=_scale_csrc,
+    mindspore=_scale_mindspore,
     csrc_refusal=_no_fitting(2, fp32=()),
     check=lambda inputs, outputs, *_: _require_alike("multi_scale", inputs, outputs),
 )
 
 _SCALE_IN_PLACE = Operator(
-    "multi_scale_(Tensor(a!)[] tensors, float scale, bool want_norms) -> (Tensor, Tensor)",
+    "multi_scale_(Tensor(a!)[] tensors, float scale, bool want_norms, bool want_found) -> (Tensor, Tensor)",
     decides=("tensors",),
     fake=_in_place(_fake_scale),
     composite=_in_place(_scale_composite),
     csrc=_in_place(_scale_csrc),
+    mindspore=_in_place(_scale_mindspore),
 )
 
 _L2_NORM = Operator(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from mindspeed_ms._native.kernels import ROPE_LAYOUTS as LAYOUTS
 from mindspeed_ms.kernels.backend import dtype_code, native, pointer, version
-from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like, gradients
+from mindspeed_ms.kernels.operator import Gradient, Operator, cast, fake_like, gradients
+from mindspeed_ms.routes import on_ascend, takes
 from torch.utils.weak import WeakIdKeyDictionary
 
 Tensor = torch.Tensor
@@ -58,7 +59,10 @@ def rope(
         raise ValueError(f"rope: positions {tuple(positions.shape)} do not fit x {tuple(x.shape)}")
     if positions is None and freqs.shape[0] != x.shape[0]:
         freqs = freqs[: x.shape[0]]
-    cos, sin = (_rows(table, positions) for table in _cos_sin(freqs, mscale))
+    # Ascend's operator wants tables in the dtype of x: cast here, they are cast once for all layers.
+    narrow = on_ascend() and takes(x) and x.dtype != torch.float64
+    tables = _cos_sin(freqs, mscale, x.dtype if narrow else torch.float32)
+    cos, sin = (_rows(table, positions) for table in tables)
     return _ROPE(x, cos, sin, layout)
 
 
@@ -160,15 +164,20 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, layout: str = "half") -> Tensor:
     return _ROPE(x, cos[: x.shape[0]].detach(), sin[: x.shape[0]].detach(), layout)
 
 
-def _cos_sin(freqs: Tensor, mscale: float) -> tuple[Tensor, Tensor]:
-    """Tables of the angles, fp32 at least, kept while `freqs` lives: every layer turns by the same ones."""
-    key = (version(freqs), mscale)
+def _cos_sin(freqs: Tensor, mscale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Tables of the angles, kept while `freqs` lives: every layer turns by the same ones.
+
+    They are made in fp32 at least, and kept in `dtype`; those of float64 angles stay as they are.
+    """
+    key = (version(freqs), mscale, dtype)
     known = _tables.get(freqs)
     if known is not None and known[0] == key:
         return known[1]
     with torch.no_grad():
         wide = freqs.detach() if freqs.dtype == torch.float64 else freqs.detach().float()
-        pair = (torch.cos(wide) * mscale).contiguous(), (torch.sin(wide) * mscale).contiguous()
+        kept = torch.float64 if freqs.dtype == torch.float64 else dtype
+        cos, sin = (torch.cos(wide) * mscale, torch.sin(wide) * mscale)
+        pair = cos.to(kept).contiguous(), sin.to(kept).contiguous()
     if key[0] is not None:
         _tables[freqs] = (key, pair)
     return pair
@@ -241,7 +250,7 @@ def _mindspore(x: Any, cos: Any, sin: Any, layout: str) -> Any:
     def turn(part: Any) -> Any:
         if layout == "to_half":
             part = _pairs(part, (-1, 2))
-        return ops.rotary_position_embedding(part, cos.to(x.dtype), sin.to(x.dtype), MODES[layout])
+        return ops.rotary_position_embedding(part, cast(cos, x.dtype), cast(sin, x.dtype), MODES[layout])
 
     return _of_rotary(x, cos.shape[-1], turn)
 
@@ -250,7 +259,7 @@ def _mindspore_backward(dy: Any, cos: Any, sin: Any, layout: str) -> Any:
     from mindspore.ops import auto_generate
 
     def turn(part: Any) -> Any:
-        tables = cos.to(dy.dtype), sin.to(dy.dtype)
+        tables = cast(cos, dy.dtype), cast(sin, dy.dtype)
         part = auto_generate.rotary_position_embedding_grad_op(part, *tables, None, MODES[layout])[0]
         return _pairs(part, (2, -1)) if layout == "to_half" else part
 

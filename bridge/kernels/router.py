@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from mindspeed_ms._native.kernels import ROUTER_SCORES
 from mindspeed_ms.kernels.backend import dtype_code, native, pointer
-from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like, gradients, mindspore_gradients
+from mindspeed_ms.kernels.operator import Gradient, Operator, cast, fake_like, gradients, mindspore_gradients
 
 Tensor = torch.Tensor
 
@@ -253,7 +253,7 @@ def _mindspore(
         ones = mint.ones(index.shape, dtype=ms.float32)
         return mint.scatter(mint.zeros_like(like), 1, index, ones).to(ms.bool_)
 
-    choice = _mindspore_scores(logits.to(ms.float32), code, every)
+    choice = _mindspore_scores(cast(logits, ms.float32), code, every)
     if bias is not None:
         choice = choice + bias
     if groups:
@@ -273,7 +273,7 @@ def _mindspore_probabilities(
     import mindspore as ms
     from mindspore import mint
 
-    wide = logits.to(ms.float32)
+    wide = cast(logits, ms.float32)
     if code == _OF_CHOSEN and not every:
         probs = mint.nn.functional.softmax(wide.masked_fill(mint.logical_not(chosen), float("-inf")), -1)
     else:

@@ -191,10 +191,10 @@ SAMPLES: dict[str, list[Sample]] = {
         lambda draw: (draw.many(), draw.many(), draw.many(), [], 0.1, 0.9, 0.0, 0.1, True, False, False, 1.0),
     ],
     "multi_scale": [
-        lambda draw: (draw.many(), draw.many(torch.float32), 0.5, True),
-        lambda draw: (draw.many(), [], 0.5, True),
+        lambda draw: (draw.many(), draw.many(torch.float32), 0.5, True, True),
+        lambda draw: (draw.many(), [], 0.5, True, False),
     ],
-    "multi_scale_": [lambda draw: (draw.many(), 0.5, False)],
+    "multi_scale_": [lambda draw: (draw.many(), 0.5, False, True)],
     "l2_norm": [lambda draw: (draw.many(),)],
     "newton_schulz": [
         lambda draw: (draw(32, 16, grad=False), 2, [3.4445, -4.7750, 2.0315], 1e-7, torch.float32, -1, ""),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms.kernels.backend import dtype_code, native, pointer
-from mindspeed_ms.kernels.operator import Gradient, Operator, fake_like
+from mindspeed_ms.kernels.operator import Gradient, Operator, cast, fake_like
 
 Tensor = torch.Tensor
 
@@ -142,7 +142,7 @@ def _mindspore(x: Any, mask: Any, scale: float, causal: bool) -> Any:
     import mindspore as ms
     from mindspore import mint
 
-    scores = x.to(ms.float32) * scale
+    scores = cast(x, ms.float32) * scale
     if mask is not None:
         scores = scores.masked_fill(mask, MASKED_SCORE)
     if causal:
@@ -156,7 +156,7 @@ def _mindspore_backward(dy: Any, y: Any, mask: Any, scale: float) -> Any:
     import mindspore as ms
     from mindspore.ops import auto_generate
 
-    dx = auto_generate.softmax_backward_op(dy.to(ms.float32), y.to(ms.float32), -1) * scale
+    dx = auto_generate.softmax_backward_op(cast(dy, ms.float32), cast(y, ms.float32), -1) * scale
     return (dx if mask is None else dx.masked_fill(mask, 0.0)).to(y.dtype)
 
 

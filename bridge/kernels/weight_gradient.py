@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mindspeed_ms.kernels import matmul
-from mindspeed_ms.kernels.operator import Operator
+from mindspeed_ms.kernels.operator import Operator, cast
 
 Tensor = torch.Tensor
 
@@ -55,9 +55,10 @@ def _csrc_refusal(columns: Tensor, rows: Tensor, main_grad: Tensor) -> str | Non
 
 def _mindspore(columns: Any, rows: Any, main_grad: Any) -> None:
     """A product and an addition: MindSpore 2.10 has InplaceMatmulAdd in its graph mode only."""
-    from mindspore import mint
+    import mindspore as ms
 
-    main_grad.add_(mint.mm(rows.t(), columns).to(main_grad.dtype))
+    product = rows.t().mm(columns)
+    main_grad.add_(product if main_grad.dtype == ms.float32 else cast(product, main_grad.dtype))
 
 
 def _refusal(columns: Tensor, rows: Tensor, main_grad: Tensor) -> str | None:

@@ -17,12 +17,12 @@ def multi_tensor_l2_norm(
     original: Any, chunk_size: int, noop_flag: Any, tensor_lists: Any, per_tensor: bool, *args: Any
 ) -> tuple[torch.Tensor, None]:
     """Euclidean norm of all tensors together as a float32 tensor of one element, as amp_C gives it."""
-    from mindspeed_ms.kernels import l2_norm
+    from mindspeed_ms.kernels import norm_of
 
     tensors = [tensor for tensors in tensor_lists for tensor in tensors]
     if per_tensor or not tensors or not takes(*tensors):
         return original(chunk_size, noop_flag, tensor_lists, per_tensor, *args)
-    return torch.tensor([l2_norm(tensors)], dtype=torch.float32, device=tensors[0].device), None
+    return norm_of(tensors).float().view(1), None
 
 
 @around(
@@ -33,10 +33,10 @@ def multi_tensor_scale(
     original: Any, chunk_size: int, noop_flag: Any, tensor_lists: Any, scale: float
 ) -> None:
     """Second list = first list * scale; they may be the same tensors."""
-    from mindspeed_ms.kernels import multi_scale
+    from mindspeed_ms.kernels import scale_into
 
     sources, targets = tensor_lists
     plain = not torch.is_tensor(scale) and len(sources) == len(targets)
     if not plain or not takes(*sources, *targets):
         return original(chunk_size, noop_flag, tensor_lists, scale)
-    multi_scale(sources, scale, targets)
+    scale_into(targets, sources, scale)

@@ -139,7 +139,7 @@ UNFIT = {
     "topk_router": lambda: (ones(4, 8), ones(6), 0, 2, 0, 0, 1.0),
     "adam_step": lambda: ([ones(400)], [ones(3)], [ones(4)], [ones(4)], [], *SCALARS),
     "sgd_step": lambda: ([ones(400)], [ones(3)], [], [], 0.1, 0.0, 0.0, 0.0, False, False, False, 1.0),
-    "multi_scale": lambda: ([ones(400)], [ones(3)], 1.0, False),
+    "multi_scale": lambda: ([ones(400)], [ones(3)], 1.0, False, False),
     "accumulate_weight_gradient": lambda: (ones(4, 8), ones(4, 6), ones(6, 7)),
     "attention": lambda: (ones(4, 1, 2, 8), ones(8, 1, 2, 8), ones(6, 1, 2, 8), None, *ATTENTION),
 }

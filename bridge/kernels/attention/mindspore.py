@@ -7,7 +7,7 @@ exp(score - maximum) / sum only, and so takes log-sum-exp for the maximum and 1 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -37,11 +37,11 @@ def forward(query: Any, key: Any, value: Any, mask: Any, *options: Any) -> tuple
     found = auto_generate.speed_fusion_attention_op(
         *operands, *_heads(plan, query), *_seed(plan), **settings, scale=plan.scale
     )
-    peak, total, out = found[1], found[2], found[0].reshape(query.shape)
-    lse = mint.select(peak + mint.log(total), -1, 0)
+    peak, total = (mint.select(lanes, -1, 0) for lanes in found[1:3])
+    out, lse = found[0].reshape(query.shape), peak + mint.log(total)
     if plan.segments is not None:
         lse = mint.transpose(lse, 0, 1).reshape((1, *lse.shape[::-1]))
-    return mint.narrow(out, -1, 0, value.shape[-1]), lse
+    return narrowed(out, value.shape[-1]), lse
 
 
 def backward(
@@ -62,7 +62,7 @@ def backward(
         *_operands(plan, query, key, wide_value, padded(dout, width)),
         *_heads(plan, query),
         softmax_max=peak,
-        softmax_sum=mint.ones_like(peak),
+        softmax_sum=_ones(peak.shape),
         attention_in=_operands(plan, padded(out, width))[0],
         seed=seed,
         offset=offset,
@@ -73,7 +73,7 @@ def backward(
     dquery, dkey, dvalue = (
         g.reshape(t.shape) for g, t in zip(grads[:3], (query, key, wide_value), strict=True)
     )
-    return dquery, dkey, mint.narrow(dvalue, -1, 0, value.shape[-1])
+    return dquery, dkey, narrowed(dvalue, value.shape[-1])
 
 
 def refusal(
@@ -151,6 +151,15 @@ def _pattern(plan: Plan, sequences: Sequences, mask: Any) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=4)
+def _ones(shape: tuple[int, ...]) -> Any:
+    """Sums of a softmax that log-sum-exp has in it; every layer's are the same."""
+    import mindspore as ms
+    from mindspore import mint
+
+    return mint.ones(shape, dtype=ms.float32)
+
+
 @cache
 def compressed_mask() -> Any:
     """What the operator wants beside a sparse mode: later keys, of a square of fixed size."""
@@ -168,6 +177,13 @@ def _hidden(plan: Plan, sequence: tuple[int, ...]) -> Any:
     distance = mint.arange(sk).reshape((1, -1)) - mint.arange(s).reshape((-1, 1)) - shift
     left, right = (NO_BOUND if bound < 0 else bound for bound in (plan.left, plan.right))
     return mint.logical_or(mint.lt(distance, -left), mint.ge(distance, right + 1))
+
+
+def narrowed(tensor: Any, width: int) -> Any:
+    """Without the channels after `width`."""
+    from mindspore import mint
+
+    return tensor if tensor.shape[-1] == width else mint.narrow(tensor, -1, 0, width)
 
 
 def padded(tensor: Any, width: int) -> Any:

@@ -19,6 +19,8 @@ from mindspeed_ms.kernels.samples import SAMPLES, Draw
 from mindspeed_ms.routes import coverage
 from torch.utils._pytree import tree_map_only
 
+from tests.cann import counters
+
 REFUSED: dict[tuple[str, int], str] = {
     ("adam_step", 1): "AdamW's decay is decoupled",
     ("attention", 7): "no window over packed sequences",
@@ -74,6 +76,24 @@ def test_nothing_to_compute(name):
     rows = [row for row in coverage.report()["rows"] if row["op"].startswith("mindspeed_ms::")]
     assert {row["route"] for row in rows} == {"composite"}
     assert {row["why"] for row in rows} == {"refused: a tensor has no elements"}
+
+
+def test_clipping_is_one_launch_a_gradient_and_waits_for_nothing():
+    hosts = [torch.randn(shape, dtype=dtype) for shape, dtype in (((3, 4), torch.float32), ((5,), torch.half))]
+    grads = [host.npu() for host in hosts]
+    torch.cuda.synchronize()
+    counters.reset()
+    public.scale_into(grads, grads, 0.25)
+    seen = counters.read()
+    assert seen["launches"] == {"aclnnInplaceMuls": 2}
+    assert seen["stream_syncs"] == seen["device_syncs"] == seen["event_syncs"] == 0
+    for grad, host in zip(grads, hosts, strict=True):
+        assert grad.cpu().equal(host * 0.25)
+    counters.reset()
+    norm = public.norm_of(grads)
+    assert counters.read()["stream_syncs"] == 0
+    exact = torch.cat([host.double().flatten() * 0.25 for host in hosts]).norm().item()
+    assert norm.item() == pytest.approx(exact, rel=1e-6)
 
 
 def test_norms_of_float64():
