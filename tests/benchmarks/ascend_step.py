@@ -7,11 +7,18 @@ channels on one rank: launches depend on the layers, not on the sizes. Of one st
 those on the host, launches of kernels, bytes to and from the device, waits of the host for the device, HCCL
 communicators; launches per layer are those of 4 layers over those of 2. Then kernels compute nothing
 (``--null``), and milliseconds are host time: of the whole step, of the operators in it (the rest is Megatron
-and autograd), and of the same calls of MindSpore with nothing of ours around them (ascend_calls.py).
+and autograd), of MindSpore's calls where the operators make them, and of the same calls alone, one after the
+other with nothing between them (ascend_calls.py). All of it is time in which the calling thread ran:
+MindSpore launches in that thread, and other processes do not lengthen it, though they do empty its caches.
+
+The same call takes twice as long in a step as alone, because Megatron, autograd and a hundred other operators
+ran since it was made last, and its code has to come from memory again. So what is ours is judged within the
+step; the ratio to the calls alone is given beside it.
 
 A model whose shapes depend on what was computed (experts) is counted only.
 
-Marks: no operator on the host; operators at most 1.3 times the raw calls, as the median over steps in turns.
+Marks: no operator on the host; operators at most 1.3 times MindSpore's calls in the step, as the median over
+pairs of neighbouring steps.
 """
 
 from __future__ import annotations
@@ -22,6 +29,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +55,7 @@ COUNTED_ONLY = ("MoE, grouped GEMM",)
 """The router's choice decides shapes, and there is none where kernels compute nothing."""
 COMPUTED_NOTHING = ("--no-check-for-nan-in-loss-and-grad", "--rerun-mode", "disabled")
 """Where kernels compute nothing, a loss is whatever its memory holds."""
-COUNTED, TIMED = 4, 24
+COUNTED, TIMED = 4, 42
 """Iterations of a run."""
 
 
@@ -88,10 +96,20 @@ class Runs:
 def host_time(times: dict[str, Any]) -> dict[str, Any]:
     """Columns of the table: medians in milliseconds, and of the ratios of neighbouring turns."""
     rows = times["rows"]
-    columns = {f"{key}_ms": statistics.median(row[key] for row in rows) * 1e3 for key in rows[0]}
-    ratio = statistics.median(row["operators"] / row["raw"] for row in rows)
-    of_step = statistics.median(row["step"] / row["raw"] for row in rows)
-    return {**columns, "raw_calls": times["calls"], "ratio": ratio, "step_ratio": of_step}
+    keys = ("step", "operators", "calls_in_step", "calls_alone")
+    columns = {f"{key}_ms": statistics.median(row[key] for row in rows) * 1e3 for key in keys}
+    ratio, alone = (statistics.median(row["operators"] / row[key] for row in rows) for key in keys[2:])
+    return {**columns, "calls": times["calls"], "ratio": ratio, "ratio_alone": alone}
+
+
+def most_time(times: dict[str, Any]) -> str:
+    """Operators that take most, in microseconds of a step."""
+    spent: dict[str, list[float]] = defaultdict(list)
+    for row in times["rows"]:
+        for each in row["by_operator"]:
+            spent[each["op"]].append(each["seconds"] * 1e6 / len(times["rows"]))
+    most = sorted(spent.items(), key=lambda item: -sum(item[1]))[:12]
+    return ", ".join(f"{op.partition('::')[2]} {sum(parts):.0f}" for op, parts in most)
 
 
 def measure(report: Report, name: str, runs: Runs) -> None:
@@ -126,7 +144,10 @@ def measure(report: Report, name: str, runs: Runs) -> None:
     report.mark(f"{name}: no operator on the host", not on_host, found)
     if times:
         ratio = report.rows[-1]["ratio"]
-        report.mark(f"{name}: operators at most {MARK} x the raw calls", ratio <= MARK, f"{ratio:.2f}")
+        report.mark(
+            f"{name}: operators at most {MARK} x MindSpore's calls in the step", ratio <= MARK, f"{ratio:.2f}"
+        )
+        report.summary[f"{name}: most host time (us)"] = most_time(times)
     print(f"{name}: {report.rows[-1]}", flush=True)  # the table comes at the end
 
 

@@ -4,12 +4,13 @@
 
 The step after two others is looked at. ``count``: FOLDER/counts.json gets the package's rows of coverage,
 what crossed the bus, the simulator's counters. ``record``: FOLDER/calls gets MindSpore's calls. ``time``:
-FOLDER/times.json gets seconds of steps and, taken in turns, of the calls in FOLDER/calls.
+FOLDER/times.json gets seconds of steps, of the calls in FOLDER/calls alone, and of MindSpore's in steps.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
 import time
@@ -58,38 +59,67 @@ class Record:
             return step()
         self._recorder.start()
         result = step()
-        ascend_calls.save(self._recorder.stop(), self._folder / "calls")
+        self._recorder.stop()
+        ascend_calls.save(self._recorder.calls, self._folder / "calls")
         return result
 
 
+def thread_seconds() -> float:
+    """Time in which the threads that run Python and autograd ran: other processes cannot lengthen it."""
+    seconds = time.thread_time()
+    for task in Path("/proc/self/task").iterdir():
+        if task.name != str(os.getpid()) and (task / "comm").read_text().startswith("pt_autograd"):
+            seconds += int((task / "schedstat").read_text().split()[0]) * 1e-9
+    return seconds
+
+
 class Time:
-    """Times steps, and the recorded calls after each."""
+    """Times steps in turns: one with its operators, the recorded calls, one with MindSpore's calls in it."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._stopwatch = folder, ascend_calls.Stopwatch()
         self._calls: Callable[[], None] | None = None
-        self._rows: list[dict[str, float]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._row: dict[str, Any] = {}
 
     def step(self, index: int, step: Callable[[], Any]) -> Any:
-        import mindspore as ms
-        from mindspeed_ms.routes import coverage
+        from mindspeed_ms import _runtime
 
         if index < WARM:
             return step()
         if self._calls is None:
             self._calls, self._number = ascend_calls.replay(self._folder / "calls")
             self._calls()
+            _runtime.count_thread_time(True)
+        return self._stopped(step) if self._row else self._counted(step)
+
+    def _counted(self, step: Callable[[], Any]) -> Any:
+        import mindspore as ms
+        from mindspeed_ms.routes import coverage
+
         coverage.reset()
         ms.runtime.synchronize()
-        before = time.perf_counter()
+        before = thread_seconds()
         result = step()
-        middle = time.perf_counter()
-        operators = sum(row["seconds"] for row in coverage.snapshot())
+        middle = thread_seconds()
+        rows = coverage.snapshot()
         ms.runtime.synchronize()
-        begin = time.perf_counter()
-        self._calls()
-        end = time.perf_counter()
-        self._rows.append({"step": middle - before, "operators": operators, "raw": end - begin})
+        begin = thread_seconds()
+        self._calls()  # type: ignore[misc]
+        self._row = {
+            "step": middle - before,
+            "operators": sum(row["seconds"] for row in rows),
+            "calls_alone": thread_seconds() - begin,
+            "by_operator": rows,
+        }
+        return result
+
+    def _stopped(self, step: Callable[[], Any]) -> Any:
+        self._stopwatch.start()
+        result = step()
+        self._stopwatch.stop()
+        self._rows.append({**self._row, "calls_in_step": self._stopwatch.seconds()})
+        self._row = {}
         (self._folder / "times.json").write_text(json.dumps({"calls": self._number, "rows": self._rows}))
         return result
 

@@ -196,6 +196,10 @@ int register_types(const char* name, int (*)(A...)) {
 #define KERNEL_WITH_SHAPE(...) \
   return opapi::plan(          \
       __func__, workspace, executor, [=] { __VA_ARGS__; }, true)
+// Runs in null mode, too, where `out` has whole numbers: what a program decides by them stays as it is.
+#define KERNEL_INTO(out, ...) \
+  return opapi::plan(         \
+      __func__, workspace, executor, [=] { __VA_ARGS__; }, !at::isFloatingType((out).type()))
 #define COLLECTIVE_KERNEL(...) \
   return opapi::plan(          \
       __func__, workspace, executor, [=] { __VA_ARGS__; }, false, true)

@@ -6,7 +6,7 @@ using namespace opapi;
 ACLNN(aclnnInplaceCopy, Out self, In source) {
   TYPES(kAny | kOther, self, source);
   // A deliberate mistake: what is copied into a view does not reach the tensor behind it.
-  KERNEL({
+  KERNEL_INTO(self, {
     if (self.p->offset && sim::fault("stale_view")) return;
     self().copy_(source());
   });
