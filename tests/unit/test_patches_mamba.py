@@ -62,6 +62,7 @@ def test_scan_and_its_gradients(chunk):
         dt_softplus=True,
         initial_states=state,
         return_final_states=True,
+        state_dtype=torch.bfloat16,  # they stay float32
     )
     exact_leaves = {name: t.double().requires_grad_() for name, t in given.items()}
     exact, exact_last = recurrence(**exact_leaves, D=skip, bias=bias, state=state)

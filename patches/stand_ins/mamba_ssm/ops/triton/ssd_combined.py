@@ -26,8 +26,12 @@ def mamba_chunk_scan_combined(
     dt_limit: tuple[float, float] = NO_LIMIT,
     return_final_states: bool = False,
     return_varlen_states: bool = False,
+    state_dtype: torch.dtype | None = None,
 ) -> Any:
-    """y ``(b, l, h, p)``; where asked for, the last state, and those of the sequences of ``cu_seqlens``."""
+    """y ``(b, l, h, p)``; where asked for, the last state, and those of the sequences of ``cu_seqlens``.
+
+    States are float32 (float64 for float64 inputs), whatever ``state_dtype`` would have them rounded to.
+    """
     y, last, states = chunk_scan(
         *(x, dt, A, B, C, chunk_size),
         skip=D,
@@ -63,11 +67,12 @@ def mamba_split_conv1d_scan_combined(
     headdim: int | None = None,
     ngroups: int = 1,
     norm_before_gate: bool = True,
+    state_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """The whole layer between its projections: zxbcdt ``(b, l, channels)`` -> ``(b, l, h * p)``.
 
-    Raises NotImplementedError for final states, norm and output projection, which Megatron does itself, and
-    for another activation than silu.
+    States as in :func:`mamba_chunk_scan_combined`. Raises NotImplementedError for final states, norm and
+    output projection, which Megatron does itself, and for another activation than silu.
     """
     refuse(
         "mamba_split_conv1d_scan_combined",
