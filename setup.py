@@ -85,6 +85,8 @@ setup(
             *("pydantic", "regex", "sentencepiece", "tiktoken", "tokenizers", "transformers", "pybind11"),
             "einops",  # Megatron FSDP
         ],
+        # what some flags of Megatron-LM import: --optimizer muon, lion, soap from 0.17 on; --logits-save-dir
+        "megatron-options": ["emerging-optimizers; python_version >= '3.12'", "zstandard"],
         "test": ["pytest", "pytest-timeout", "expecttest"],
         # what Megatron-LM's tests/unit_tests import: tests/conformance/megatron_unit_tests.py runs them
         "megatron-tests": [

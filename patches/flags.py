@@ -69,6 +69,7 @@ class Row:
 EAGER = {
     "cuda_graph_impl": "none",
     "cuda_graph_scope": [],
+    "cuda_graph_modules": [],
     "enable_cuda_graph": False,
     "external_cuda_graph": False,
     "te_rng_tracker": False,
@@ -78,9 +79,14 @@ NO_FP8 = {
     "fp8_recipe": "delayed",
     "fp8_param_gather": False,
     "first_last_layers_bf16": False,
+    "fp8_output_proj": False,
     "reuse_grad_buf_for_mxfp8_param_ag": False,
 }
-ALLTOALL = {"moe_token_dispatcher_type": "alltoall", "moe_enable_deepep": False}
+ALLTOALL = {
+    "moe_token_dispatcher_type": "alltoall",
+    "moe_enable_deepep": False,
+    "moe_flex_dispatcher_backend": "deepep",  # the default; the others are checked for "flex"
+}
 _CUDA_GRAPH = "there are no CUDA graphs on this device; every step runs eagerly, with the same numbers"
 _FP8 = (
     "no hardware here computes in fp8; the run computes in the precision of --bf16, --fp16 or float32, with "
@@ -97,11 +103,29 @@ ROWS: tuple[Row, ...] = (
         "cuda_graph_impl",
         Status.HARMLESS,
         _CUDA_GRAPH,
-        also=("cuda-graph-scope", "cuda-graph-warmup-steps", "moe-pad-experts-for-cuda-graph-inference"),
+        also=(
+            *("cuda-graph-scope", "cuda-graph-modules", "cuda-graph-warmup-steps"),
+            *("moe-pad-experts-for-cuda-graph-inference", "inference-cuda-graph-scope"),
+            *("inference-cuda-graph-all-prefills", "inference-cuda-graph-max-tokens"),
+        ),
         becomes=EAGER,
     ),
     Row("enable-cuda-graph", "enable_cuda_graph", Status.HARMLESS, _CUDA_GRAPH, becomes=EAGER),
     Row("external-cuda-graph", "external_cuda_graph", Status.HARMLESS, _CUDA_GRAPH, becomes=EAGER),
+    Row(
+        "optimizer-cuda-graph",
+        "optimizer_cuda_graph",
+        Status.HARMLESS,
+        _CUDA_GRAPH,
+        becomes={"optimizer_cuda_graph": False},
+    ),
+    Row(
+        "delay-offload-until-cuda-graph",
+        "delay_offload_until_cuda_graph",
+        Status.HARMLESS,
+        _CUDA_GRAPH,
+        becomes={"delay_offload_until_cuda_graph": False},
+    ),
     Row(
         "decode-only-cuda-graphs",
         "decode_only_cuda_graphs",
@@ -130,6 +154,7 @@ ROWS: tuple[Row, ...] = (
         also=(
             *("fp8-recipe", "fp8-amax-history-len", "fp8-amax-compute-algo", "fp8-margin", "fp8-interval"),
             *("first-last-layers-bf16", "num-layers-at-start-in-bf16", "num-layers-at-end-in-bf16"),
+            "fp8-output-proj",
         ),
         becomes=NO_FP8,
     ),
@@ -175,8 +200,14 @@ ROWS: tuple[Row, ...] = (
         "moe-token-dispatcher-type",
         "moe_token_dispatcher_type",
         Status.HARMLESS,
-        "DeepEP and Hybrid-EP are CUDA kernels; tokens go by all-to-all, to the same experts",
-        also=("moe-flex-dispatcher-backend", "moe-deepep-num-sms", "moe-hybridep-num-sms"),
+        "DeepEP, Hybrid-EP and NCCL EP are CUDA kernels; tokens go by all-to-all, to the same experts",
+        also=(
+            *("moe-flex-dispatcher-backend", "moe-flex-dispatcher-num-sms", "moe-deepep-num-sms"),
+            *("moe-hybridep-num-sms", "moe-hybridep-num-sms-preprocessing"),
+            *("moe-hybridep-num-blocks-permute", "moe-hybridep-num-blocks-unpermute"),
+            *("moe-hybridep-pad-uneven-dispatch-inputs", "moe-permute-fusion-into-hybridep"),
+            *("moe-ncclep-static-shape", "moe-ncclep-zero-copy"),
+        ),
         applies=_one_of("flex"),
         values=("flex",),
         becomes=ALLTOALL,
@@ -202,15 +233,97 @@ ROWS: tuple[Row, ...] = (
         "fine_grained_activation_offloading",
         Status.HARMLESS,
         "it moves activations with Transformer Engine's CUDA copies; here they stay, with the same numbers",
-        also=("offload-modules", "min-offloaded-tensor-size"),
+        also=(
+            *("offload-modules", "min-offloaded-tensor-size", "activation-offload-fraction"),
+            *("delta-offload-bytes-across-pp-ranks", "fine-grained-offloading-max-inflight-offloads"),
+        ),
         becomes={"fine_grained_activation_offloading": False, "offload_modules": []},
+    ),
+    Row(
+        "moe-paged-stash",
+        "moe_paged_stash",
+        Status.HARMLESS,
+        "it keeps activations of experts in pages by Triton kernels; here they stay, with the same numbers",
+        also=(
+            *("moe-paged-stash-page-size", "moe-paged-stash-buffer-size-factor-cuda"),
+            "moe-paged-stash-buffer-size-factor-cpu",
+        ),
+        becomes={"moe_paged_stash": False},
+    ),
+    Row(
+        "moe-expert-rank-capacity-factor",
+        "moe_expert_rank_capacity_factor",
+        Status.REFUSED,
+        "the buffers of HybridEP and NCCL EP, which it bounds, are CUDA's: use --moe-expert-capacity-factor, "
+        "which bounds the tokens by expert",
+    ),
+    Row(
+        "dsa-kernel-backend",
+        "dsa_kernel_backend",
+        Status.HARMLESS,
+        "its kernels are CUDA's; Megatron's own operators compute the same sparse attention",
+        applies=_one_of("tilelang", "cudnn"),
+        values=("tilelang", "cudnn"),
+        becomes={"dsa_kernel_backend": "none"},
+    ),
+    Row(
+        "flash-attention-version",
+        "flash_attention_version",
+        Status.HARMLESS,
+        "it chooses between generations of a CUDA kernel; there is one attention kernel here",
+        becomes={"flash_attention_version": None},
+    ),
+    Row(
+        "high-priority-a2a-comm-stream",
+        "high_priority_a2a_comm_stream",
+        Status.HARMLESS,
+        "streams have no priorities here",
+        becomes={"high_priority_a2a_comm_stream": False},
+    ),
+    Row(
+        "overlap-dispatch-backward-with-experts-wgrad",
+        "overlap_dispatch_backward_with_experts_wgrad",
+        Status.HARMLESS,
+        "it overlaps gradients of experts' weights with communication; here they run in order",
+        becomes={"overlap_dispatch_backward_with_experts_wgrad": False},
+    ),
+    Row(
+        "nvtx-ranges",
+        "nvtx_ranges",
+        Status.HARMLESS,
+        "only NVIDIA's profilers read NVTX ranges; --use-pytorch-profiler names the same stretches",
+        becomes={"nvtx_ranges": False},
+    ),
+    Row(
+        "gpu-sniff-test-interval",
+        "gpu_sniff_test_interval",
+        Status.HARMLESS,
+        "its products and messages are sized for GPUs; `mindspeed-ms selftest` tries a device",
+        becomes={"gpu_sniff_test_interval": None},
+    ),
+    Row(
+        "flight-recorder-dump-path",
+        "flight_recorder_dump_path",
+        Status.HARMLESS,
+        "it records NCCL's calls, and there are none; a rank whose collective fails writes its last ones",
+        also=(
+            *("flight-recorder-trace-buffer-size", "flight-recorder-include-stack-trace"),
+            *("no-flight-recorder-dump-on-timeout", "disable-flight-recorder-dump-on-timeout"),
+            *("no-flight-recorder-include-only-active", "disable-flight-recorder-include-only-active"),
+            *("no-flight-recorder-extra-dump-on-exec", "disable-flight-recorder-extra-dump-on-exec"),
+        ),
+        becomes={"flight_recorder_dump_path": None},
     ),
     Row(
         "transformer-impl",
         "transformer_impl",
         Status.REFUSED,
         "the inference_optimized layers are CUDA kernels: use --transformer-impl transformer_engine",
-        also=("inference-fuse-tp-communication",),
+        also=(
+            *("inference-fuse-tp-communication", "inference-disable-triton-nvls-kernels"),
+            *("inference-grouped-gemm-backend", "inference-moe-disable-fused-quant-kernels"),
+            "inference-moe-token-dispatcher-type",
+        ),
         applies=_one_of("inference_optimized"),
         values=("inference_optimized",),
     ),
@@ -230,7 +343,9 @@ ROWS: tuple[Row, ...] = (
             *("rl-inference-tensor-model-parallel-size", "rl-offload-inference-model-weights-when-idle"),
             *("rl-offload-optimizer-during-inference", "rl-parallel-generation-tasks", "rl-partial-rollouts"),
             *("rl-sequence-packing-algo", "rl-skip-bos-token", "rl-use-sequence-packing"),
-            "no-rl-use-sequence-packing",
+            *("no-rl-use-sequence-packing", "rl-generation-lag", "rl-submission-granularity"),
+            *("rl-consumption-granularity", "rl-kv-cache-management-mode", "rl-persist-cuda-graphs"),
+            *("no-rl-persist-cuda-graphs", "rl-profile", "rl-profile-dir", "rl-inference-parsers"),
         ),
     ),
     Row(

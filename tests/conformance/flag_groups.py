@@ -22,7 +22,8 @@ class Group:
     `flags` follow BASE, of which the flags in `without` are left out; braces are places: {tmp}, a writable
     folder, and files that :mod:`.flag_runs` makes. `refused`: words of the error that arguments must end
     with; `fails`: of the error that training must end with, when the arguments pass. `after`: a group that
-    runs before in the same {tmp}.
+    runs before in the same {tmp}. `needs`: a package of the extra "megatron-options" that some releases ask
+    for. `loss`: whether there is one; who teaches by logits computes none.
     """
 
     ranks: int
@@ -34,6 +35,8 @@ class Group:
     without: tuple[str, ...] = ()
     after: str = ""
     environment: tuple[tuple[str, str], ...] = ()
+    needs: str = ""
+    loss: bool = True
 
 
 BASE = """
@@ -290,6 +293,7 @@ GROUPS: dict[str, Group] = {
         1,
         """--optimizer muon --muon-momentum 0.9 --muon-extra-scale-factor 0.2 --muon-scale-mode spectral
         --ckpt-format torch --bf16""",
+        needs="emerging-optimizers",
     ),
     "old_recompute": Group(1, "--checkpoint-activations", refused="checkpoint-activations"),
     "hierarchical_context": Group(

@@ -3,7 +3,7 @@
     python -m tests.conformance.flag_validation MEGATRON_LM_PATH
 
 Prints one JSON object: "parser", the flags that the checkout's training parser knows, and "groups", for each
-group of :mod:`.flag_groups` its error ("" when the arguments pass), what was printed, and the args afterwards
+group its error ("" when the arguments pass), what was printed, and the args afterwards
 that the table of flags sets.
 """
 
@@ -19,7 +19,8 @@ import sys
 import tempfile
 from typing import Any
 
-from tests.conformance.flag_groups import GROUPS, Group, words
+from tests.conformance.flag_groups import Group, words
+from tests.conformance.flag_groups_new import ALL_GROUPS
 
 PLACES = ("tmp", "data", "vocab", "merges", "words", "tiktoken", "splits")
 
@@ -58,7 +59,7 @@ def main() -> None:
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
     known = sorted(o.removeprefix("--") for action in parser._actions for o in action.option_strings)
     with tempfile.TemporaryDirectory() as folder:
-        groups = {name: validated(group, folder) for name, group in GROUPS.items()}
+        groups = {name: validated(group, folder) for name, group in ALL_GROUPS.items()}
     print(json.dumps({"parser": known, "groups": groups}))
 
 
