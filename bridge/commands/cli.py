@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mindspeed_ms import __version__
-from mindspeed_ms.commands import calibrate, coverage, doctor, env, patches, run, selftest
+from mindspeed_ms.commands import calibrate, convert, coverage, doctor, env, patches, run, selftest
 from mindspeed_ms.commands.errors import CommandError
 
 COMMANDS = {
@@ -21,6 +21,7 @@ COMMANDS = {
     "doctor": doctor,
     "selftest": selftest,
     "calibrate": calibrate,
+    "convert": convert,
     "coverage": coverage,
     "patches": patches,
     "env": env,

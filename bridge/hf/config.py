@@ -9,8 +9,15 @@ from typing import Any, NamedTuple
 from mindspeed_ms.hf.errors import ConfigError, UnsupportedModelError
 from mindspeed_ms.hf.files import read_json
 
-_NEWER = {"num_experts": "num_local_experts", "n_routed_experts": "num_local_experts"}
-"""Entries that transformers 5 writes under another name."""
+_ALSO = {
+    "num_experts": "num_local_experts",
+    "n_routed_experts": "num_local_experts",
+    "num_hidden_layers": "n_layer",
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+"""Entries that transformers 5, or GPT-2, has under another name."""
 
 
 class Flag(NamedTuple):
@@ -52,8 +59,8 @@ class Config:
         return value
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Entry ``name``, or what transformers 5 calls it; ``default`` if it is missing or null."""
-        for known in (name, _NEWER.get(name, name)):
+        """Entry ``name``, or what some call it; ``default`` if it is missing or null."""
+        for known in (name, _ALSO.get(name, name)):
             if self.values.get(known) is not None:
                 return self.values[known]
         return default

@@ -61,14 +61,40 @@ def _rope(config: Config) -> Flags:
 
 
 def _trunk(config: Config) -> Flags:
-    """What every decoder with RMSNorm, a SwiGLU MLP and a causal mask has."""
+    """A decoder with RMSNorm and SwiGLU."""
+    yield from _shape(config)
+    yield Flag("normalization", "RMSNorm", f"model_type {config.kind}")
+    yield config.flag("norm_epsilon", "rms_norm_eps")
+    yield from _swiglu(config)
+
+
+def _swiglu(config: Config) -> Flags:
     config.must("hidden_act", "silu", "swish", default="silu")
+    yield Flag("swiglu", True, "hidden_act silu")
+
+
+def _squared_relu(config: Config) -> Flags:
+    config.must("hidden_act", "relu2")
+    yield Flag("squared_relu", True, "hidden_act relu2")
+
+
+def _gelu(config: Config, name: str) -> Flags:
+    """Gelu by tanh, which Megatron computes where it fuses the bias."""
+    config.must(name, "gelu_new", "gelu_pytorch_tanh")
+    yield Flag("swiglu", False, f"{name} {config.get(name)}")
+    yield Flag("bias_gelu_fusion", True, f"{name} {config.get(name)}")
+
+
+def _layer_norm(config: Config, epsilon: str) -> Flags:
+    yield Flag("normalization", "LayerNorm", f"model_type {config.kind}")
+    yield config.flag("norm_epsilon", epsilon)
+
+
+def _shape(config: Config) -> Flags:
+    """What every decoder with a causal mask has."""
     yield config.flag("num_layers", "num_hidden_layers")
     yield config.flag("hidden_size", "hidden_size")
     yield config.flag("num_attention_heads", "num_attention_heads")
-    yield Flag("normalization", "RMSNorm", f"model_type {config.kind}")
-    yield config.flag("norm_epsilon", "rms_norm_eps")
-    yield Flag("swiglu", True, "hidden_act silu")
     tied = bool(config.get("tie_word_embeddings", False))
     yield Flag("untie_embeddings_and_output_weights", not tied, f"tie_word_embeddings {tied}")
     longest = config.need("max_position_embeddings")
@@ -271,6 +297,103 @@ def _deepseek_v3(config: Config) -> Flags:
     yield from _biased_router(config)
 
 
+def _interleaved(config: Config) -> Flags:
+    yield Flag("rotary_interleaved", True, f"model_type {config.kind}")
+    yield Flag(
+        "apply_rope_fusion", False, f"model_type {config.kind}", fixed=False
+    )  # the fused kernel is not
+
+
+def _glm(config: Config) -> Flags:
+    yield from _dense(config)
+    yield from _biases(config, False, bool(config.get("attention_bias", False)))
+    yield from _interleaved(config)
+
+
+def _ernie(config: Config) -> Flags:
+    yield from _dense(config)
+    yield from _biases(config, bool(config.get("use_bias", False)), False)
+    yield from _interleaved(config)
+
+
+def _seed_oss(config: Config) -> Flags:
+    yield from _dense(config)
+    config.must("attention_out_bias", False, default=False)
+    config.must("mlp_bias", False, default=False)
+    yield from _biases(config, False, bool(config.get("attention_bias", True)))
+
+
+def _smollm3(config: Config) -> Flags:
+    yield from _llama(config)
+    turned = config.get("no_rope_layers", [1] * config.need("num_hidden_layers"))
+    if 0 in turned:
+        yield Flag("no_rope_freq", [1 - of for of in turned], "no_rope_layers")
+
+
+def _arcee(config: Config) -> Flags:
+    yield from _shape(config)
+    yield Flag("normalization", "RMSNorm", f"model_type {config.kind}")
+    yield config.flag("norm_epsilon", "rms_norm_eps")
+    yield from _squared_relu(config)
+    yield from _attention(config)
+    yield config.flag("ffn_hidden_size", "intermediate_size")
+    config.must("attention_bias", False, default=False)
+    config.must("mlp_bias", False, default=False)
+    yield from _biases(config, False, False)
+
+
+def _stablelm(config: Config) -> Flags:
+    config.must("qk_layernorm", False, default=False)
+    config.must("use_parallel_residual", False, default=False)
+    yield from _shape(config)
+    yield from _layer_norm(config, "layer_norm_eps")
+    yield from _swiglu(config)
+    yield from _attention(config)
+    yield config.flag("ffn_hidden_size", "intermediate_size")
+    yield from _biases(config, False, bool(config.get("use_qkv_bias", False)))
+
+
+def _starcoder2(config: Config) -> Flags:
+    yield from _shape(config)
+    yield from _layer_norm(config, "norm_epsilon")
+    yield from _gelu(config, "hidden_act")
+    yield from _attention(config)
+    yield config.flag("ffn_hidden_size", "intermediate_size")
+    yield from _biases(config, bool(config.need("use_bias")), False)
+    yield from _window(config, True)
+
+
+def _gpt2(config: Config) -> Flags:
+    for name in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"):
+        config.must(name, False, default=False)
+    config.must("scale_attn_weights", True, default=True)
+    width = config.need("hidden_size")
+    yield from _shape(config)
+    yield from _layer_norm(config, "layer_norm_epsilon")
+    yield from _gelu(config, "activation_function")
+    yield Flag("position_embedding_type", "learned_absolute", "model_type gpt2")
+    yield Flag("ffn_hidden_size", config.get("n_inner", 4 * width), "n_inner")
+    yield Flag("kv_channels", sizes(config).head, f"n_embd {width}")
+    yield from _biases(config, True, False)
+
+
+def _glm4_moe(config: Config) -> Flags:
+    yield from _dense(config)
+    yield from _biases(config, False, bool(config.get("attention_bias", False)))
+    normed = bool(config.get("use_qk_norm", False))
+    yield Flag("qk_layernorm", normed, f"use_qk_norm {normed}")
+    yield from _biased_router(config)
+
+
+def _dots1(config: Config) -> Flags:
+    yield from _dense(config)
+    config.must("attention_bias", False, default=False)
+    yield from _biases(config, False, False)
+    yield Flag("qk_layernorm", True, "model_type dots1")
+    yield from _window(config, "sliding_attention" in config.get("layer_types", []))
+    yield from _biased_router(config)
+
+
 # ---- weights
 
 MODEL = {
@@ -278,11 +401,6 @@ MODEL = {
     "decoder.final_layernorm.weight": whole("model.norm.weight"),
     "output_layer.weight": vocabulary("lm_head.weight"),
 }
-
-
-def _both(parameter: str, key: str, rule: Callable[[str], Rule]) -> dict[str, Rule]:
-    """Weight and bias of a linear layer; a model without biases has no such parameter."""
-    return {f"{parameter}.{part}": rule(f"{key}.{part}") for part in ("weight", "bias")}
 
 
 ATTENTION = {
@@ -339,6 +457,49 @@ MTP = {
     "eh_proj.weight": rows("eh_proj.weight"),
     "final_layernorm.weight": whole("shared_head.norm.weight"),
 }
+FUSED = ATTENTION | {"self_attention.linear_qkv.weight": qkv("self_attn.qkv_proj.weight")}
+FUSED_MLP = {
+    "mlp.linear_fc1.weight": gated("mlp.gate_up_proj.weight", "mlp.gate_up_proj.weight"),
+    "mlp.linear_fc2.weight": columns("mlp.down_proj.weight"),
+}
+NORM_BIASES = {
+    "input_layernorm.bias": whole("input_layernorm.bias"),
+    "pre_mlp_layernorm.bias": whole("post_attention_layernorm.bias"),
+}
+
+
+def plain_mlp(up: str, down: str, transposed: bool = False) -> dict[str, Rule]:
+    """An MLP without a gate."""
+    return {
+        "mlp.linear_fc1.weight": rows(f"{up}.weight", transposed),
+        "mlp.linear_fc1.bias": rows(f"{up}.bias"),
+        "mlp.linear_fc2.weight": columns(f"{down}.weight", transposed),
+        "mlp.linear_fc2.bias": whole(f"{down}.bias"),
+    }
+
+
+LAYER_NORM_MODEL = MODEL | {"decoder.final_layernorm.bias": whole("model.norm.bias")}
+GPT2 = Family(
+    _gpt2,
+    {
+        "embedding.word_embeddings.weight": vocabulary("transformer.wte.weight"),
+        "embedding.position_embeddings.weight": whole("transformer.wpe.weight"),
+        "decoder.final_layernorm.weight": whole("transformer.ln_f.weight"),
+        "decoder.final_layernorm.bias": whole("transformer.ln_f.bias"),
+        "output_layer.weight": vocabulary("lm_head.weight"),
+    },
+    {f"input_layernorm.{part}": whole(f"ln_1.{part}") for part in ("weight", "bias")}
+    | {f"pre_mlp_layernorm.{part}": whole(f"ln_2.{part}") for part in ("weight", "bias")}
+    | {
+        "self_attention.linear_qkv.weight": qkv("attn.c_attn.weight", transposed=True),
+        "self_attention.linear_qkv.bias": qkv("attn.c_attn.bias"),
+        "self_attention.linear_proj.weight": columns("attn.c_proj.weight", transposed=True),
+        "self_attention.linear_proj.bias": whole("attn.c_proj.bias"),
+    }
+    | plain_mlp("mlp.c_fc", "mlp.c_proj", transposed=True),
+    layer="transformer.h.{}.",
+    unused=(r".*\.attn\.(masked_)?bias",),
+)
 LLAMA = Family(_llama, MODEL, ATTENTION | MLP)
 DEEPSEEK_V3 = Family(_deepseek_v3, MODEL, LATENT_ATTENTION | DEEPSEEK_MOE, mtp=MTP)
 
@@ -366,6 +527,19 @@ FAMILIES: Mapping[str, Family] = {
     "deepseek_v2": Family(_deepseek_v2, MODEL, LATENT_ATTENTION | DEEPSEEK_MOE),
     "deepseek_v3": DEEPSEEK_V3,
     "kimi_k2": DEEPSEEK_V3,
+    "phi3": Family(_mistral, MODEL, FUSED | FUSED_MLP),
+    "glm": Family(_glm, MODEL, ATTENTION | FUSED_MLP),
+    "glm4_moe": Family(_glm4_moe, MODEL, ATTENTION | DEEPSEEK_MOE, mtp=MTP),
+    "dots1": Family(_dots1, MODEL, ATTENTION | DEEPSEEK_MOE),
+    "ernie4_5": Family(_ernie, MODEL, ATTENTION | MLP),
+    "seed_oss": Family(_seed_oss, MODEL, ATTENTION | MLP),
+    "smollm3": Family(_smollm3, MODEL, ATTENTION | MLP),
+    "arcee": Family(_arcee, MODEL, ATTENTION | plain_mlp("mlp.up_proj", "mlp.down_proj")),
+    "stablelm": Family(_stablelm, LAYER_NORM_MODEL, ATTENTION | NORM_BIASES | MLP),
+    "starcoder2": Family(
+        _starcoder2, LAYER_NORM_MODEL, ATTENTION | NORM_BIASES | plain_mlp("mlp.c_fc", "mlp.c_proj")
+    ),
+    "gpt2": GPT2,
 }
 
 REFUSED: Mapping[str, str] = {

@@ -93,15 +93,16 @@ def gated(gate: str, up: str) -> Rule:
     return Rule(blocks, Split.ROWS)
 
 
-def qkv(query: str, key: str, value: str, transposed: bool = False) -> Rule:
-    """Fused attention input: for each group queries, key, value. Equal names are stored as one."""
+def qkv(query: str, key: str = "", value: str = "", transposed: bool = False) -> Rule:
+    """Fused attention input: for each group queries, key, value. A single name: they are stored as one."""
 
     def blocks(sizes: Sizes, total: int) -> tuple[Block, ...]:
         head, groups = sizes.head, sizes.groups
         each = (sizes.heads // groups * head, head, head)
-        together = query == key
+        together = not key
+        names = (query,) * 3 if together else (query, key, value)
         parts, start = [], 0
-        for name, count in zip((query, key, value), each, strict=True):
+        for name, count in zip(names, each, strict=True):
             parts.append((name, start, count, total if together else count * groups))
             start += count * groups if together else 0
         return (

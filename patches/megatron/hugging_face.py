@@ -71,6 +71,8 @@ def save_checkpoint(
 
     args = get_args()
     if not (args.save or "").startswith(PREFIX):
+        if iteration == 0 and source_of(args) is not None:
+            named["release"] = True  # Megatron loads no checkpoint of iteration 0 that is not called so
         return original(iteration, model, *options, **named)
 
     from mindspeed_ms import hf

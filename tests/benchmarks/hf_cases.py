@@ -76,6 +76,42 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         dict(q_lora_rank=24, n_group=4, topk_group=1, rope_parameters=_YARN, **_LATENT),
     ),
     "Kimi-K2": ("deepseek_v3", dict(q_lora_rank=24, n_group=1, topk_group=1, **_LATENT)),
+    "Phi-3": ("phi3", {"sliding_window": None}),
+    "GLM-4-9B": ("glm", {"head_dim": 16, "attention_bias": True}),
+    "GLM-4.5": (
+        "glm4_moe",
+        {
+            **_LATENT,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+    "dots.llm1": (
+        "dots1",
+        {**_LATENT, "num_key_value_heads": 2, "n_group": 1, "topk_group": 1, "norm_topk_prob": True},
+    ),
+    "ERNIE 4.5": ("ernie4_5", {"tie_word_embeddings": True, "head_dim": 16}),
+    "Seed-OSS": ("seed_oss", {"head_dim": 32, "attention_dropout": 0.0, "residual_dropout": 0.0}),
+    "SmolLM3": ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}),
+    "Arcee": ("arcee", {}),
+    "StableLM 2": ("stablelm", {"use_qkv_bias": True}),
+    "StarCoder2": ("starcoder2", {"attention_dropout": 0.0}),
+    "GPT-2": (
+        "gpt2",
+        {
+            "n_embd": 64,
+            "n_layer": 4,
+            "n_head": 4,
+            "n_positions": 64,
+            "resid_pdrop": 0.0,
+            "num_key_value_heads": None,
+        }
+        | {"embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    ),
 }
 """Name -> model_type of transformers, and what its config says beside the common sizes."""
 

@@ -162,7 +162,7 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def model(folder: Path, layout: dict[str, int], mtp: int = 0) -> list[Any]:
+def model(folder: Path, layout: dict[str, int], mtp: int = 0, vocabulary: int = 256) -> list[Any]:
     """The chunks of a GPTModel on this rank, with the flags that config.json stands for."""
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_mtp_block_spec
@@ -204,7 +204,7 @@ def model(folder: Path, layout: dict[str, int], mtp: int = 0) -> list[Any]:
         chunk = GPTModel(
             made,
             spec,
-            vocab_size=256,
+            vocab_size=vocabulary,
             max_sequence_length=64,
             pre_process=state.is_pipeline_first_stage(
                 **({"ignore_virtual": False, **virtual} if stages else {})

@@ -162,3 +162,34 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stdout.strip().splitlines()
     assert said[-1:] == [f"[Errno 28] 0.00 GB do not fit on the disk of {small}: nothing was written"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2", "qwen3_moe"])
+def test_converted_there_and_back(name, megatron_lm_path, tmp_path):
+    folder = source(tmp_path, name)
+    there, back = tmp_path / "there", tmp_path / "back"
+    convert = [sys.executable, "-m", "mindspeed_ms", "convert", "--megatron-lm-path", str(megatron_lm_path)]
+    subprocess.run([*convert, f"hf:{folder}", str(there)], check=True, timeout=300)
+    assert (there / "latest_checkpointed_iteration.txt").read_text() == "release"
+    subprocess.run([*convert, str(there), f"hf:{back}", "--model", str(folder)], check=True, timeout=300)
+    before, after = hugging_face.read(folder), hugging_face.read(back)
+    assert before.keys() == after.keys()
+    assert not [key for key in before if not torch.equal(before[key], after[key])]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "there", "back"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["one", "other"], "one of one and other has to be hf:DIR"),
+        (["one", "hf:other"], "hf:other needs --model DIR"),
+        (["hf:one", "other", "--megatron-lm-path", "nowhere"], "nowhere/pretrain_gpt.py does not exist"),
+    ],
+)
+def test_what_cannot_be_converted_is_one_sentence(words, said, tmp_path):
+    command = [sys.executable, "-m", "mindspeed_ms", "convert", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"mindspeed-ms convert: {said}")
+    assert done.stderr.count("\n") == 1

@@ -42,7 +42,7 @@ def test_fused_attention_input(ranks: int, form: str) -> None:
     if form != "apart":
         one = torch.cat((q, k, v))
         stored = {"qkv": one.t().contiguous() if form == "transposed" else one}
-        rule = qkv("qkv", "qkv", "qkv", transposed=form == "transposed")
+        rule = qkv("qkv", transposed=form == "transposed")
     for rank, share in enumerate(whole.chunk(ranks)):
         assert filled(rule, stored, len(share), WIDTH, Place(ranks, rank)).equal(share)
 

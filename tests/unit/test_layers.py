@@ -48,6 +48,7 @@ NEVER_AT_ONCE = {"mindspore": "takes 2-3 s and 350 MB: the first operator that r
 WHY_LATER: dict[str, dict[str, str]] = {
     "torch takes seconds, and `run` sets its threads before it loads": {
         "autoload": "patch",
+        "commands.convert": "hf",
         "commands.calibrate": "mindspeed_ms ops patch torch",
         "commands.doctor": "comm ops patch patches routes torch",
         "commands.patches": "patch patches",
