@@ -250,8 +250,7 @@ def _mindspore(
     from mindspore import mint
 
     def marked(like: Any, index: Any) -> Any:
-        ones = mint.ones(index.shape, dtype=ms.float32)
-        return mint.scatter(mint.zeros_like(like), 1, index, ones).to(ms.bool_)
+        return mint.scatter(mint.zeros(like.shape, dtype=ms.bool_), 1, index, True)
 
     choice = _mindspore_scores(cast(logits, ms.float32), code, every)
     if bias is not None:

@@ -43,3 +43,17 @@ def test_another_version_of_cann_is_refused(on_simulator, tmp_path) -> None:
     (tmp_path / "compiler/version.info").write_text("Version=7.0.RC1\n")
     done = on_simulator("-c", SMALLEST, extra={"ASCEND_HOME_PATH": str(tmp_path)})
     assert "CANN 7.0.RC1 does not fit MindSpore" in done.stderr.strip().splitlines()[-1]
+
+
+NULL = """
+import mindspeed_ms.patch, torch
+x = torch.tensor([3, 1, 2], device="npu")
+marks = torch.zeros(3, dtype=torch.bool, device="npu").scatter(0, x[1:], True)
+y = torch.full((3,), 2.0, device="npu")
+print((x + x).tolist(), marks.sum().item(), marks.nonzero().flatten().tolist(), 4.0 in (y * y).tolist())
+"""
+
+
+def test_null_mode_computes_whole_numbers_only(on_simulator) -> None:
+    done = on_simulator("-c", NULL, null=True)
+    assert done.stdout.split("\n")[-2] == "[6, 2, 4] 2 [1, 2] False", done.stderr[-2000:]

@@ -26,7 +26,7 @@ ACLNN(aclnnIndexPutImpl, Out self, Tensors list, In values, bool accumulate, boo
 ACLNN(aclnnIndexSelect, In self, int64_t dim, In index, Out out) {
   TYPES(kIndex, index);
   REQUIRE(index.dim() <= 1, "index must be a vector");
-  KERNEL(put(out, at::index_select(self(), dim, index().reshape({-1}))));
+  KERNEL_INTO(out, put(out, at::index_select(self(), dim, index().reshape({-1}))));
 }
 ACLNN(aclnnIndexAdd, In self, int64_t dim, In index, In source, Num alpha, Out out) {
   TYPES(kIndex, index);
@@ -44,7 +44,7 @@ ACLNN(aclnnInplaceIndexCopy, Out self, int64_t dim, In index, In source) {
 ACLNN(aclnnGather, In self, int64_t dim, In index, Out out) {
   TYPES(kIndex, index);
   REQUIRE(self.dim() == index.dim(), "self and index differ in rank");
-  KERNEL(put(out, at::gather(self(), dim, indices(index))));
+  KERNEL_INTO(out, put(out, at::gather(self(), dim, indices(index))));
 }
 ACLNN(aclnnGatherNd, In self, In index, bool negative, Out out) {
   TYPES(kIndex, index);
@@ -76,7 +76,7 @@ ACLNN(aclnnInplaceScatter, Out self, int64_t dim, In index, In source, int64_t r
 }
 ACLNN(aclnnScatterValue, In self, int64_t dim, In index, Num value, int64_t reduce, Out out) {
   TYPES(kIndex, index);
-  KERNEL({
+  KERNEL_INTO(out, {
     auto x = self();
     auto ix = indices(index);
     put(out, scattered(x, dim, ix, at::full(ix.sizes(), value(), x.options()), reduce));
@@ -122,7 +122,7 @@ ACLNN(aclnnEmbeddingDenseBackward, In grad, In index, uint64_t count, uint64_t p
 
 ACLNN(aclnnSort, In self, bool stable, int64_t dim, bool descending, Out values, Out index) {
   TYPES(kFloats | kF64 | kIntegers, self);
-  KERNEL({
+  KERNEL_INTO(index, {
     auto [v, i] = at::sort(self(), stable, dim, descending);
     put(values, v);
     put(index, i);
@@ -130,7 +130,7 @@ ACLNN(aclnnSort, In self, bool stable, int64_t dim, bool descending, Out values,
 }
 ACLNN(aclnnTopk, In self, int64_t k, int64_t dim, bool largest, bool sorted, Out values, Out index) {
   TYPES(kFloats | kF64 | kIntegers, self);
-  KERNEL({
+  KERNEL_INTO(index, {
     auto [v, i] = at::topk(self(), k, dim, largest, sorted);
     put(values, v);
     put(index, i);

@@ -4,16 +4,16 @@
 
 using namespace opapi;
 
-#define UNARY(name, types, expression)                   \
-  ACLNN(aclnn##name, In self, Out out) {                 \
-    TYPES(types, self);                                  \
-    SAME_SHAPES(self, out);                              \
-    KERNEL(auto x = wide(self); put(out, (expression))); \
+#define UNARY(name, types, expression)                             \
+  ACLNN(aclnn##name, In self, Out out) {                           \
+    TYPES(types, self);                                            \
+    SAME_SHAPES(self, out);                                        \
+    KERNEL_INTO(out, auto x = wide(self); put(out, (expression))); \
   }
-#define UNARY_IN_PLACE(name, types, expression)           \
-  ACLNN(aclnnInplace##name, Out self) {                   \
-    TYPES(types, self);                                   \
-    KERNEL(auto x = wide(self); put(self, (expression))); \
+#define UNARY_IN_PLACE(name, types, expression)                      \
+  ACLNN(aclnnInplace##name, Out self) {                              \
+    TYPES(types, self);                                              \
+    KERNEL_INTO(self, auto x = wide(self); put(self, (expression))); \
   }
 // aclnn's transcendental functions also take integers and bool (the result is fp32).
 constexpr unsigned kMath = kFloats | kF64 | kIntegers | kBool;
@@ -61,7 +61,11 @@ UNARY_IN_PLACE(Erfinv, kFloats | kF64, at::erfinv(x))
 UNARY_IN_PLACE(Sigmoid, kFloats | kF64, at::sigmoid(x))
 UNARY_IN_PLACE(Tanh, kFloats | kF64, at::tanh(x))
 UNARY_IN_PLACE(Relu, kFloats | kSigned | kU8, at::relu(x))
-UNARY_IN_PLACE(Zero, kAny, at::zeros_like(x))
+// In null mode, too: what is scattered into zeros may become indices.
+ACLNN(aclnnInplaceZero, Out self) {
+  TYPES(kAny, self);
+  KERNEL_WITH_SHAPE(self().zero_());
+}
 UNARY_IN_PLACE(One, kAny, at::ones_like(x))
 
 ACLNN(aclnnRoundDecimals, In self, int64_t decimals, Out out) {
@@ -77,11 +81,11 @@ ACLNN(aclnnNanToNum, In self, float nan, float posinf, float neginf, Out out) {
 // -------------------------------------------------------------------------------------------------
 ACLNN(aclnnAdd, In self, In other, Num alpha, Out out) {
   TYPES(kAny, self, other, out);
-  KERNEL(put(out, at::add(wide(self), wide(other), alpha())));
+  KERNEL_INTO(out, put(out, at::add(wide(self), wide(other), alpha())));
 }
 ACLNN(aclnnSub, In self, In other, Num alpha, Out out) {
   TYPES(kAny & ~kBool, self, other, out);
-  KERNEL(put(out, at::sub(wide(self), wide(other), alpha())));
+  KERNEL_INTO(out, put(out, at::sub(wide(self), wide(other), alpha())));
 }
 ACLNN(aclnnAdds, In self, Num other, Num alpha, Out out) {
   TYPES(kAny, self, out);
@@ -108,25 +112,25 @@ ACLNN(aclnnInplaceSubs, Out self, Num other, Num alpha) {
   KERNEL(put(self, at::sub(wide(self), other(), alpha())));
 }
 
-#define BINARY(name, types, expression)                                        \
-  ACLNN(aclnn##name, In self, In other, Out out) {                             \
-    TYPES(types, self, other);                                                 \
-    KERNEL(auto a = wide(self); auto b = wide(other); put(out, (expression))); \
+#define BINARY(name, types, expression)                                                  \
+  ACLNN(aclnn##name, In self, In other, Out out) {                                       \
+    TYPES(types, self, other);                                                           \
+    KERNEL_INTO(out, auto a = wide(self); auto b = wide(other); put(out, (expression))); \
   }
-#define BINARY_SCALAR(name, types, expression)                             \
-  ACLNN(aclnn##name, In self, Num other, Out out) {                        \
-    TYPES(types, self);                                                    \
-    KERNEL(auto a = wide(self); auto b = other(); put(out, (expression))); \
+#define BINARY_SCALAR(name, types, expression)                                       \
+  ACLNN(aclnn##name, In self, Num other, Out out) {                                  \
+    TYPES(types, self);                                                              \
+    KERNEL_INTO(out, auto a = wide(self); auto b = other(); put(out, (expression))); \
   }
-#define BINARY_IN_PLACE(name, types, expression)                                \
-  ACLNN(aclnnInplace##name, Out self, In other) {                               \
-    TYPES(types, self, other);                                                  \
-    KERNEL(auto a = wide(self); auto b = wide(other); put(self, (expression))); \
+#define BINARY_IN_PLACE(name, types, expression)                                           \
+  ACLNN(aclnnInplace##name, Out self, In other) {                                          \
+    TYPES(types, self, other);                                                             \
+    KERNEL_INTO(self, auto a = wide(self); auto b = wide(other); put(self, (expression))); \
   }
-#define BINARY_SCALAR_IN_PLACE(name, types, expression)                     \
-  ACLNN(aclnnInplace##name, Out self, Num other) {                          \
-    TYPES(types, self);                                                     \
-    KERNEL(auto a = wide(self); auto b = other(); put(self, (expression))); \
+#define BINARY_SCALAR_IN_PLACE(name, types, expression)                                \
+  ACLNN(aclnnInplace##name, Out self, Num other) {                                     \
+    TYPES(types, self);                                                                \
+    KERNEL_INTO(self, auto a = wide(self); auto b = other(); put(self, (expression))); \
   }
 constexpr unsigned kOrdered = kFloats | kF64 | kIntegers | kBool;
 BINARY(Mul, kAny, at::mul(a, b))
@@ -247,7 +251,7 @@ ACLNN(aclnnClampTensor, In self, In low, In high, Out out) {
 
 // ---- fills
 // --------------------------------------------------------------------------------------------------------
-ACLNN(aclnnInplaceFillScalar, Out self, Num value) { KERNEL(self().fill_(value())); }
+ACLNN(aclnnInplaceFillScalar, Out self, Num value) { KERNEL_INTO(self, self().fill_(value())); }
 ACLNN(aclnnInplaceFillTensor, Out self, In value) {
   REQUIRE(value.dim() == 0 || (value.dim() == 1 && value.size(0) == 1), "value must hold one element");
   KERNEL(self().fill_(value().reshape({})));

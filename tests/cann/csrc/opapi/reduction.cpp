@@ -17,7 +17,7 @@ static at::ScalarType wide_type(aclDataType dtype) {
 
 ACLNN(aclnnReduceSum, In self, Ints dims, bool keep, aclDataType dtype, Out out) {
   TYPES(kAny, self, out);
-  KERNEL(put(out, summed(wide(self), dims(), keep, wide_type(dtype))));
+  KERNEL_INTO(out, put(out, summed(wide(self), dims(), keep, wide_type(dtype))));
 }
 ACLNN(aclnnReduceNansum, In self, Ints dims, bool keep, aclDataType dtype, Out out) {
   KERNEL(put(out, at::nansum(wide(self), dims(), keep, wide_type(dtype))));
@@ -43,10 +43,12 @@ ACLNN(aclnnAmin, In self, Ints dims, bool keep, Out out) {
 ACLNN(aclnnMax, In self, Out out) { KERNEL(put(out, at::max(self()))); }
 ACLNN(aclnnMin, In self, Out out) { KERNEL(put(out, at::min(self()))); }
 ACLNN(aclnnAll, In self, Ints dims, bool keep, Out out) {
-  KERNEL(put(out, dims().empty() ? at::all(self()).reshape(out().sizes()) : at::all(self(), dims(), keep)));
+  KERNEL_INTO(
+      out, put(out, dims().empty() ? at::all(self()).reshape(out().sizes()) : at::all(self(), dims(), keep)));
 }
 ACLNN(aclnnAny, In self, Ints dims, bool keep, Out out) {
-  KERNEL(put(out, dims().empty() ? at::any(self()).reshape(out().sizes()) : at::any(self(), dims(), keep)));
+  KERNEL_INTO(
+      out, put(out, dims().empty() ? at::any(self()).reshape(out().sizes()) : at::any(self(), dims(), keep)));
 }
 ACLNN(aclnnAllFinite, In self,
       Out out) {  // an operator of MindSpore's own: true where something is not finite
@@ -93,7 +95,7 @@ ACLNN(aclnnKthvalue, In self, int64_t k, int64_t dim, bool keep, Out out, Out in
 }
 
 ACLNN(aclnnCumsum, In self, int64_t dim, aclDataType dtype, Out out) {
-  KERNEL(put(out, at::cumsum(wide(self), dim, wide_type(dtype))));
+  KERNEL_INTO(out, put(out, at::cumsum(wide(self), dim, wide_type(dtype))));
 }
 ACLNN(aclnnCummax, In self, int64_t dim, Out out, Out index) {
   KERNEL({

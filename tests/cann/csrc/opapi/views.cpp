@@ -14,11 +14,11 @@ ACLNN(aclnnInplaceCopy, Out self, In source) {
 ACLNN(aclnnCast, In self, aclDataType dtype, Out out) {
   REQUIRE(out.p->dtype == dtype, "out is not of the type that is asked for");
   SAME_SHAPES(self, out);
-  KERNEL(put(out, self()));
+  KERNEL_INTO(out, put(out, self()));
 }
 ACLNN(aclnnCat, Tensors tensors, int64_t dim, Out out) {
   REQUIRE(tensors.size() > 0, "an empty list");
-  KERNEL(put(out, at::cat(tensors(), dim)));
+  KERNEL_INTO(out, put(out, at::cat(tensors(), dim)));
 }
 ACLNN(aclnnStack, Tensors tensors, int64_t dim, Out out) {
   REQUIRE(tensors.size() > 0, "an empty list");
@@ -70,7 +70,7 @@ ACLNN(aclnnSlice, In self, int64_t dim, int64_t start, int64_t end, int64_t step
 }
 ACLNN(aclnnArange, Num start, Num end, Num step, Out out) {
   TYPES(kFloats | kF64 | kIndex, out);
-  KERNEL(put(out, at::arange(start(), end(), step(), at::TensorOptions().dtype(out.type()))));
+  KERNEL_INTO(out, put(out, at::arange(start(), end(), step(), at::TensorOptions().dtype(out.type()))));
 }
 ACLNN(aclnnLinspace, Num start, Num end, int64_t steps, Out out) {
   KERNEL(put(out, at::linspace(start(), end(), steps, at::TensorOptions().dtype(at::kFloat))));
