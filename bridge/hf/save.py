@@ -103,25 +103,32 @@ def save(chunks: Sequence[torch.nn.Module], source: Path, target: Path, show: bo
     """
     work = target.parent / f".{target.name}.partial"
     problem: Exception | None = None
-    files: list[Shard] = []
-    mine: list[Copy] = []
+    owned: list[Copy] = []
     try:
         config = Config.read(source)
-        with Folder(source) as before:
-            mine, carried = _mine(chunks, config, before)
-        entries = _entries(mine, before, carried)
-        files = shards(entries)
-        if _rank() == 0:
-            _make(work, files, target)
+        before = Folder(source)
+        owned = _owned(chunks, config, before)
     except (ValueError, NotImplementedError, OSError) as error:
         problem = error
     agree(problem)
+    mine, carried = _mine(owned, before)
+    entries = _entries(mine, before, carried)
+    files = shards(entries)
+    try:
+        if _rank() == 0:
+            _make(work, files, target)
+    except OSError as error:
+        problem = error
+    agree(problem)
+    written: dict[str, int] = {}
     try:
         written = _write(work, files, entries, mine, show)
         if _rank() == 0:
             written.update(_carry(work, files, before, carried))
     except OSError as error:
         problem = _full(error, work)
+    except WeightsError as error:
+        problem = error
     agree(problem)
     _complete(written, entries, target)
     sums = _sums(work, files)
@@ -142,13 +149,19 @@ def _ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def _mine(chunks: Sequence[torch.nn.Module], config: Config, before: Folder) -> tuple[list[Copy], set[str]]:
+def _owned(chunks: Sequence[torch.nn.Module], config: Config, before: Folder) -> list[Copy]:
+    """What this rank and its replicas write, tensors that repeat others included."""
+    copies = [copy for copy in plan(chunks, config) if copy.key and copy.owned]
+    second = twins(config, before.tensors)
+    return copies + [
+        copy._replace(key=twin) for twin, key in second.items() for copy in copies if copy.key == key
+    ]
+
+
+def _mine(copies: Sequence[Copy], before: Folder) -> tuple[list[Copy], set[str]]:
     """The copies that this rank writes, its turn among the replicas, and the keys that no rank has."""
     from megatron.core import parallel_state as state
 
-    copies = [copy for copy in plan(chunks, config) if copy.key and copy.owned]
-    second = twins(config, before.tensors)
-    copies += [copy._replace(key=twin) for twin, key in second.items() for copy in copies if copy.key == key]
     together = {"with_context_parallel": True}
     turns = {
         False: (state.get_data_parallel_rank(**together), state.get_data_parallel_world_size(**together)),
