@@ -13,11 +13,24 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mindspeed_ms import __version__
-from mindspeed_ms.commands import calibrate, convert, coverage, doctor, env, patches, run, selftest
+from mindspeed_ms.commands import (
+    calibrate,
+    convert,
+    coverage,
+    doctor,
+    env,
+    generate,
+    patches,
+    plot,
+    run,
+    selftest,
+)
 from mindspeed_ms.commands.errors import CommandError
 
 COMMANDS = {
     "run": run,
+    "plot": plot,
+    "generate": generate,
     "doctor": doctor,
     "selftest": selftest,
     "calibrate": calibrate,

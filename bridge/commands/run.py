@@ -47,7 +47,7 @@ def execute(options: argparse.Namespace) -> int:
         _copy_output_to(Path(options.log_dir), int(os.environ.get("RANK", "0")))
     if options.coverage:
         settings.COVERAGE.hand_on(os.path.abspath(options.coverage))
-    _be_a_group_of_one()
+    be_a_group_of_one()
     launch.set_threads()
 
     # Programs that the script starts are written for CUDA, too.
@@ -61,7 +61,7 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def _be_a_group_of_one() -> None:
+def be_a_group_of_one() -> None:
     """Without a launcher, give torch.distributed's ``env://`` the variables that torchrun would set for one
     rank.
     """

@@ -51,6 +51,7 @@ WHY_LATER: dict[str, dict[str, str]] = {
         "commands.convert": "hf",
         "commands.calibrate": "mindspeed_ms ops patch torch",
         "commands.doctor": "comm ops patch patches routes torch",
+        "commands.generate": "megatron patch torch",
         "commands.patches": "patch patches",
         "commands.run": "patch",
         "commands.selftest": "device",
@@ -77,6 +78,9 @@ WHY_LATER: dict[str, dict[str, str]] = {
     },
     "what a script never asks for, it does not load: Hugging Face folders": {
         "patches.megatron.hugging_face": "hf megatron",
+    },
+    "they come with the extra `examples`, and are for one command": {
+        "commands.plot": "matplotlib tensorboard",
     },
     "Megatron is the script's to import; a patch waits until it has": {
         "hf.flags": "megatron",
