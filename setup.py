@@ -27,6 +27,18 @@ def sources(*folders: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for f in folders for p in (ROOT / "csrc" / f).glob("*.cpp"))
 
 
+# what Megatron's trainer and scripts import and megatron-core does not ask for; einops: Megatron FSDP
+TRAINER = [
+    "pydantic",
+    "regex",
+    "sentencepiece",
+    "tiktoken",
+    "tokenizers",
+    "transformers",
+    "pybind11",
+    "einops",
+]
+
 packages = ["mindspeed_ms", *(f"mindspeed_ms.{p}" for p in find_packages("bridge"))]
 packages += ["mindspeed_ms.patches", *(f"mindspeed_ms.patches.{p}" for p in find_packages("patches"))]
 
@@ -79,12 +91,8 @@ setup(
         "packaging",
     ],
     extras_require={
-        "recipe": ["tokenizers", "matplotlib", "tensorboard"],
-        # what Megatron-LM's own training scripts import and megatron-core does not ask for
-        "megatron-lm": [
-            *("pydantic", "regex", "sentencepiece", "tiktoken", "tokenizers", "transformers", "pybind11"),
-            "einops",  # Megatron FSDP
-        ],
+        "megatron-lm": TRAINER,
+        "examples": [*TRAINER, "matplotlib", "tensorboard"],
         # what some flags of Megatron-LM import: --optimizer muon, lion, soap from 0.17 on; --logits-save-dir
         "megatron-options": ["emerging-optimizers; python_version >= '3.12'", "zstandard"],
         "test": ["pytest", "pytest-timeout", "expecttest"],

@@ -15,17 +15,15 @@ import json
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import mindspeed_ms.patch  # noqa: F401, I001 - before Megatron
+import mindspeed_ms.patch  # noqa: F401 - before Megatron
 import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from recipe.tokenizer import train_bpe
-
+END_OF_DOCUMENT = "<|endoftext|>"
 # Not sources of the library itself: installed packages, and tests, which not every system ships.
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 BATCH = 256
@@ -42,6 +40,31 @@ def texts_of(files: list[Path]) -> Iterator[str]:
         text = file.read_text(encoding="utf-8", errors="replace")
         if text.strip():
             yield text
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE (Sennrich et al. 2016, Radford et al. 2019) of `vocab_size` tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes `folder` for both --tokenizer-type HuggingFaceTokenizer and GPT2BPETokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.model.save(str(folder))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config |= dict.fromkeys(("bos_token", "eos_token"), END_OF_DOCUMENT)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 def fingerprint(files: list[Path], vocab_size: int) -> str:
@@ -65,14 +88,13 @@ def prepare(output: Path, vocab_size: int, root: Path) -> None:
     texts = list(texts_of(files))
     print(f"training a BPE of {vocab_size} tokens on {len(texts)} files, {sum(map(len, texts)) / 1e6:.1f} MB")
     tokenizer = train_bpe(texts, vocab_size)
-    tokenizer.save(output / "tokenizer")
-    builder = IndexedDatasetBuilder(
-        str(output / "stdlib.bin"), dtype=DType.optimal_dtype(tokenizer.vocab_size)
-    )
+    save_tokenizer(tokenizer, output / "tokenizer")
+    dtype, end = DType.optimal_dtype(tokenizer.get_vocab_size()), tokenizer.token_to_id(END_OF_DOCUMENT)
+    builder = IndexedDatasetBuilder(str(output / "stdlib.bin"), dtype=dtype)
     tokens = 0
     for start in range(0, len(texts), BATCH):
-        for ids in tokenizer.tokenize_batch(texts[start : start + BATCH]):
-            ids.append(tokenizer.eod)
+        for encoding in tokenizer.encode_batch_fast(texts[start : start + BATCH]):
+            ids = [*encoding.ids, end]
             builder.add_document(torch.tensor(ids), [len(ids)])
             tokens += len(ids)
     builder.finalize(str(output / "stdlib.idx"))

@@ -1,21 +1,56 @@
-# Sourced by the other scripts: makes .venv with the project in it, once, and activates it.
-#   . examples/setup.sh
-# A finished set-up is recognised by .venv/.ready, which holds the checksum of what it was made from. What the
-# recipe and the tests need is installed at once: the build, which takes minutes, is then done once.
+# Sourced by train.sh and tests/run.sh: makes an environment with the project in it, once, and activates it.
+#   [PYTHON=python3.11] . examples/setup.sh
+# Python 3.12, wherever it is found, gets .venv and the newest Megatron-Core, whose wheel has the trainer; 3.10 and
+# 3.11 get .venv-3.10, .venv-3.11 and Megatron-Core 0.16.1. A finished environment is recognised by its .ready, the
+# checksum of what it was made from. What examples and tests need is installed at once: the build takes minutes.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-PYTHON="${PYTHON:-python3}"
+MAIN=3.12
+
+version_of() { # COMMAND -> 3.12
+    "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null
+}
+
+find_python() { # VERSION -> the first interpreter of it: on PATH, pyenv's, uv's
+    local candidate
+    for candidate in "python$1" python3 python "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python \
+        "$(uv python find --no-project "$1" 2> /dev/null)"; do
+        [ "$(version_of "$candidate")" = "$1" ] && echo "$candidate" && return
+    done
+    return 1
+}
+
+choose_python() { # sets PYTHON and VERSION
+    if [ -z "${PYTHON:-}" ]; then
+        PYTHON="$(find_python $MAIN || find_python 3.11 || find_python 3.10)"
+    fi
+    VERSION="$(version_of "${PYTHON:-false}")"
+    case "$VERSION" in
+        3.10 | 3.11 | 3.12) ;;
+        *)
+            echo "${PYTHON:-python3} is not Python $MAIN, nor 3.11, 3.10: install it (apt install python3.12-venv," \
+                "uv python install 3.12 or pyenv install 3.12), or set PYTHON to one" >&2
+            return 1
+            ;;
+    esac
+}
+
+has_trainer() { # fails where the examples find no trainer
+    [ "$VERSION" = $MAIN ] || [ -f "${MEGATRON_LM_PATH:-}/pretrain_gpt.py" ] && return
+    echo "Megatron-Core for Python $VERSION comes without a trainer: install Python $MAIN (apt install" \
+        "python3.12-venv, uv python install 3.12 or pyenv install 3.12), or set MEGATRON_LM_PATH to a checkout" \
+        "(git clone --depth 1 -b core_v0.16.1 https://github.com/NVIDIA/Megatron-LM)" >&2
+    return 1
+}
 
 set_up() {
-    local mark="$ROOT/.venv/.ready" sources
-    sources="$(cd "$ROOT" && find setup.py pyproject.toml csrc -type f | sort | xargs cksum | cksum)"
-    if [ -f "$mark" ] && [ "$(cat "$mark")" = "$sources" ]; then
-        . "$ROOT/.venv/bin/activate"
+    local venv="$ROOT/.venv" sources
+    [ "$VERSION" = $MAIN ] || venv="$ROOT/.venv-$VERSION"
+    sources="$VERSION $(cd "$ROOT" && find setup.py pyproject.toml bridge/config/compat.py csrc -type f | sort \
+        | xargs cksum | cksum)"
+    if [ "$(cat "$venv/.ready" 2> /dev/null)" = "$sources" ]; then
+        . "$venv/bin/activate"
         return
-    fi
-    if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'; then
-        echo "$PYTHON is not Python 3.10 - 3.12: set PYTHON to one that is" >&2
-        return 1
     fi
     if ! "$PYTHON" -c 'import ensurepip' 2> /dev/null; then
         echo "$PYTHON cannot make virtual environments: install its venv package (Debian: python3-venv)" >&2
@@ -25,29 +60,15 @@ set_up() {
         echo "there is no C++ compiler: install one (Debian: g++)" >&2
         return 1
     fi
-    [ -x "$ROOT/.venv/bin/python" ] || "$PYTHON" -m venv "$ROOT/.venv" || return 1
-    . "$ROOT/.venv/bin/activate"
+    if [ "$(version_of "$venv/bin/python")" != "$VERSION" ]; then
+        "$PYTHON" -m venv --clear "$venv" || return 1
+    fi
+    . "$venv/bin/activate"
     # One copy of torch serves the build and the run: with build isolation pip would fetch a second one.
     python -m pip install --quiet --upgrade pip 'setuptools>=77' wheel ninja 'pybind11>=2.13' \
         'numpy<2' 'torch==2.13.*' || return 1
-    python -m pip install --quiet --no-build-isolation --editable "$ROOT[recipe,test]" || return 1
-    echo "$sources" > "$mark"
+    python -m pip install --quiet --no-build-isolation --editable "$ROOT[examples,test]" || return 1
+    echo "$sources" > "$venv/.ready"
 }
 
-set_up || exit 1
-
-# What a training script uses: data made once, and the command that starts NPROC processes (default 1).
-cd "$ROOT"
-DATA=(
-    --data-path runs/data/stdlib --split 95,5,0
-    --tokenizer-type HuggingFaceTokenizer --tokenizer-model runs/data/tokenizer
-    --no-create-attention-mask-in-dataloader --num-workers 0
-)
-START=(python)
-[ "${NPROC:-1}" -eq 1 ] || START=(torchrun --standalone --nproc-per-node "$NPROC")
-# Waiting threads of torch's and of MindSpore's pool must not spin on cores that the other pool needs.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
-
-prepare_data() {
-    python examples/prepare_data.py --output-dir runs/data --vocab-size 4096
-}
+choose_python && { [ -z "${NEEDS_TRAINER:-}" ] || has_trainer; } && set_up || exit 1

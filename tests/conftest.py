@@ -17,3 +17,13 @@ def megatron_lm_path() -> Path:
     if not path:
         pytest.skip("needs a Megatron-LM checkout: set MEGATRON_LM_PATH")
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def pretrain() -> Path:
+    """The project's own training script; the test is skipped where it finds no trainer of Megatron."""
+    from megatron.core import package_info
+
+    if (package_info.MAJOR, package_info.MINOR) < (0, 19) and not os.environ.get("MEGATRON_LM_PATH"):
+        pytest.skip(f"Megatron-Core {package_info.__version__} has no trainer: set MEGATRON_LM_PATH")
+    return Path(__file__).resolve().parents[1] / "examples" / "pretrain_gpt.py"

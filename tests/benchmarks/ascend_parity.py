@@ -26,12 +26,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks.report import Report, arguments
-from tests.benchmarks.stock_cases import PLAIN_FLAGS, RESHARDABLE, SAVED
-from tests.benchmarks.stock_scripts import AVERAGED
+from tests.benchmarks.stock_cases import RESHARDABLE, SAVED
 from tests.cann import build
 from tests.cann.run import environment
 from tests.reference import stock_script
-from tests.reference.stock_script import MOCK, MODEL, PLAIN, Run, train
+from tests.reference.stock_script import AVERAGED, MOCK, MODEL, PLAIN, PLAIN_FLAGS, Run, train
 
 LIMITS = {"fp32": 1e-5, "bf16": 2e-3}
 ITERATIONS = 23

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.kill_storm [--kills 200] [--quick] [--seed 1] [--json FILE] [--leave-behind]
 
-Each trial starts the recipe on 2-4 ranks from the newest checkpoint, and sends SIGKILL to one of them at a
-moment drawn from the length of a whole trial, connection and saves included. Marks: every other rank ends by
-itself (0 hangs), no process stays and none holds a shared-memory segment, every checkpoint on disk can be
-read, and at last each strategy trains to the end of a trial. `--leave-behind` shows that two of the marks can
-be missed: every rank then starts a process that outlives it and keeps its segments.
+Each trial starts Megatron's trainer on 2-4 ranks from the newest checkpoint, and sends SIGKILL to one of
+them at a moment drawn from the length of a whole trial, connection and saves included. Marks: every other
+rank ends by itself (0 hangs), no process stays and none holds a shared-memory segment, every checkpoint on
+disk can be read, and at last each strategy trains to the end of a trial. `--leave-behind` shows that two of
+the marks can be missed: every rank then starts a process that outlives it and keeps its segments.
 
 A segment has no name in a file system (tests/distributed/segments.py): it is looked for in the open files and
 the mappings of what survives, which the storm inherits (it is the subreaper of all that its ranks start).
@@ -24,31 +24,31 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "distributed"), str(ROOT / "examples")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "distributed")]
 os.environ |= {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "4"}  # read at import: threads, visible devices
 
 
 import argparse  # noqa: E402
 import ctypes  # noqa: E402
 import random  # noqa: E402
+import runpy  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 from dataclasses import dataclass, field  # noqa: E402
 
-import mindspore  # noqa: E402, F401 - to have it imported, as the next and recipe.train
-import pretrain_gpt  # noqa: E402
+import mindspeed_ms.patch  # noqa: E402, F401 - before Megatron
+import mindspore  # noqa: E402, F401 - to have it imported, as torch._dynamo
 import ranks  # noqa: E402
-import recipe.distributed  # noqa: E402
-import recipe.train  # noqa: E402
 import segments  # noqa: E402
-import torch._dynamo  # noqa: E402, F401
-from recipe.checkpoint import folder, latest_iteration, saved_iterations, verify  # noqa: E402
-from recipe.errors import RecipeError  # noqa: E402
+import torch._dynamo  # noqa: E402
+import torch.distributed.checkpoint as dcp  # noqa: E402
+from megatron.training import training  # noqa: E402
 from strategies import MOCK, OPTIMIZER, PP2, SP, TP2, Strategy, flags  # noqa: E402
 
 from tests.benchmarks.report import Report, arguments  # noqa: E402
+from tests.reference.stock_script import PRETRAIN  # noqa: E402
 
 STRATEGIES = {
     "DP2 + distributed optimizer": Strategy(2, OPTIMIZER),
@@ -167,7 +167,7 @@ class Rank(BaseException):
 
 def start(strategy: Strategy, save: Path, log: Path, socket: bool) -> Trial:
     """Forks the ranks. ``socket``: they share memory over one, not by /proc. Raises Rank in each."""
-    words = [*flags(strategy, MOCK), *TRAINING.split(), *strategy.flags.split()]
+    words = [*flags(strategy, MOCK), *TRAINING.split()]
     words += ["--save", str(save), "--load", str(save)]
     receive, send = os.pipe()
     trial, port = Trial(log, receive), ranks.free_port()
@@ -196,44 +196,53 @@ def start(strategy: Strategy, save: Path, log: Path, socket: bool) -> Trial:
 
 
 def become(rank: Rank, leave_behind: bool) -> None:
-    """Trains, as the recipe does; tells the storm when all groups are built.
+    """Trains, as Megatron's trainer does; tells the storm when all groups are built.
 
     `leave_behind`: starts a process after a step, when the ranks have shared memory, in a session of its own;
     it keeps the segments and never ends.
     """
-    initialize, train_step = recipe.distributed.initialize, recipe.train.train_step
+    initialize, train_step = training.initialize_megatron, training.train_step
 
-    def initialize_and_tell(args: argparse.Namespace) -> None:
-        initialize(args)
+    def initialize_and_tell(*args: Any, **kwargs: Any) -> None:
+        initialize(*args, **kwargs)
         os.write(rank.joined, b".")
 
-    def step_and_leave_behind(*args: Any) -> Any:
-        recipe.train.train_step = train_step
-        result = train_step(*args)
+    def step_and_leave_behind(*args: Any, **kwargs: Any) -> Any:
+        training.train_step = train_step
+        result = train_step(*args, **kwargs)
         if os.fork() == 0:
             os.setsid()
             while True:
                 signal.pause()
         return result
 
-    recipe.distributed.initialize = initialize_and_tell
+    training.initialize_megatron = initialize_and_tell
     if leave_behind:
-        recipe.train.train_step = step_and_leave_behind
-    sys.argv = ["pretrain_gpt.py", *rank.words]
-    pretrain_gpt.main()
+        training.train_step = step_and_leave_behind
+    sys.argv = [str(PRETRAIN), *rank.words]
+    runpy.run_path(str(PRETRAIN), run_name="__main__")
+
+
+def saved_iterations(save: Path) -> list[int]:
+    """Iterations whose checkpoints are finished: Megatron's writer ends with the file of metadata."""
+    return sorted(int(file.parent.name[5:]) for file in save.glob("iter_*/.metadata"))
 
 
 def unreadable(save: Path) -> list[str]:
     """What is wrong with the checkpoints below ``save``, the tracker file included."""
-    wrong = []
-    try:
-        newest, saved = latest_iteration(save), saved_iterations(save)
-        if newest is not None and newest not in saved:
-            wrong.append(f"the tracker names iteration {newest}, there are {saved}")
-        for iteration in saved:
-            verify(folder(save, iteration))
-    except RecipeError as error:
-        wrong.append(str(error))
+    wrong, saved = [], saved_iterations(save)
+    tracker = save / "latest_checkpointed_iteration.txt"
+    if tracker.exists() and int(tracker.read_text()) not in saved:
+        wrong.append(f"the tracker names iteration {tracker.read_text()}, there are {saved}")
+    for iteration in saved:
+        reader = dcp.FileSystemReader(save / f"iter_{iteration:07d}")
+        try:
+            parts = reader.read_metadata().state_dict_metadata.items()
+            tensors = {name: part for name, part in parts if hasattr(part, "size")}
+            whole = {n: torch.empty(part.size, dtype=part.properties.dtype) for n, part in tensors.items()}
+            dcp.load(whole, storage_reader=reader, no_dist=True)
+        except Exception as error:  # whatever a damaged file makes the reader raise
+            wrong.append(f"iteration {iteration}: {error}")
     return wrong
 
 

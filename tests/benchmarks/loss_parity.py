@@ -1,4 +1,4 @@
-"""Loss of the recipe over 50 iterations: with fused kernels, without them, route `host`, plain torch.
+"""Loss of Megatron's trainer over 50 iterations: with fused kernels, without them, route `host`, plain torch.
 
     python -m tests.benchmarks.loss_parity [--quick] [--json FILE] [--data DIR]
 
@@ -16,29 +16,34 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.benchmarks.report import Report, arguments  # noqa: E402
+from tests.reference.stock_script import (  # noqa: E402
+    PLAIN,
+    PLAIN_FLAGS,
+    PRETRAIN,
+    data_flags,
+    prepare_data,
+    train,
+)
 
-PRETRAIN = str(ROOT / "examples" / "pretrain_gpt.py")
-PREPARE = str(ROOT / "examples" / "prepare_data.py")
 ITERATIONS = 50
 FIRST = 1e-6
 BFLOAT16_ALL = 1e-2
 #: Mean distance from the float32 curve over plain torch's own: curves that round elsewhere scatter by this.
 MEAN = 1.25
 TIMEOUT_SECONDS = 3600
-PLAIN = "plain torch"
 AUTO, COMPOSITE = "auto", "auto, no fused kernels"
+THREADS = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
 #: Run -> its environment; None for plain torch, without our device.
 RUNS: dict[str, dict[str, str] | None] = {
     PLAIN: None,
@@ -56,36 +61,19 @@ DTYPES = {"float32": (tuple(RUNS), ""), "bfloat16": ((PLAIN, AUTO, COMPOSITE), "
 SIZES = {True: (256, 704, 4, 8, 128, 4, 8), False: (512, 1408, 8, 8, 256, 4, 8)}
 
 
-def run(script: str, setting: dict[str, str] | None, flags: list[str]) -> None:
-    """Runs `script` with this environment, on plain torch for None; RuntimeError with its last output."""
-    module = ["-m", "tests.reference.plain_torch"] if setting is None else []
-    done = subprocess.run(
-        [sys.executable, *module, script, *flags],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(setting or {})},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-    )
-    if done.returncode:
-        raise RuntimeError(
-            f"{script} on {setting or 'plain torch'} failed:\n{done.stdout}{done.stderr}"[-4000:]
-        )
-
-
-def model_flags(quick: bool, data: Path, report: Path) -> list[str]:
-    """Flags of the recipe for this benchmark."""
+def model_flags(quick: bool, data: Path) -> list[str]:
+    """Stock flags of this benchmark."""
     hidden, ffn, layers, heads, length, micro, whole = SIZES[quick]
-    return (
+    words = (
         f"--num-layers {layers} --hidden-size {hidden} --ffn-hidden-size {ffn} --num-attention-heads {heads} "
         f"--group-query-attention --num-query-groups {heads // 2} --swiglu --normalization RMSNorm "
         "--position-embedding-type rope --disable-bias-linear --untie-embeddings-and-output-weights "
         f"--attention-dropout 0 --hidden-dropout 0 --seq-length {length} --max-position-embeddings {length} "
         f"--micro-batch-size {micro} --global-batch-size {whole} --train-iters {ITERATIONS} --lr 3e-4 "
         "--min-lr 3e-5 --lr-decay-style cosine --lr-warmup-iters 5 --split 95,5,0 --num-workers 0 "
-        f"--eval-iters 0 --log-interval 10 --data-path {data}/stdlib --tokenizer-type HuggingFaceTokenizer "
-        f"--tokenizer-model {data}/tokenizer --use-cpu-initialization --report-dir {report}"
-    ).split()
+        "--eval-iters 0 --eval-interval 1000 --log-interval 1 --use-cpu-initialization"
+    )
+    return [*words.split(), *data_flags(data)]
 
 
 def relative(value: float, reference: float) -> float:
@@ -94,20 +82,20 @@ def relative(value: float, reference: float) -> float:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[tuple[str, str], list[float]]:
-    """(dtype, run) -> its loss curve, in full precision."""
+    """(dtype, run) -> its loss curve, as printed."""
     data = options.data or folder / "data"
-    if not (data / "prepared.json").exists():
-        run(PREPARE, None, ["--output-dir", str(data)])
+    prepare_data(data)
     curves = {}
     for dtype, (names, flags) in DTYPES.items():
         for name in names:
-            report = folder / f"{dtype} {name}".replace(" ", "_")
             print(f"training {ITERATIONS} iterations in {dtype} on {name} ...", flush=True)
-            run(PRETRAIN, RUNS[name], model_flags(options.quick, data, report) + flags.split())
-            points = json.loads((report / "loss.json").read_text())["train"]
-            curves[dtype, name] = [loss for _, loss in points]
-            if len(points) != ITERATIONS:
-                raise RuntimeError(f"{name} in {dtype} reported {len(points)} of {ITERATIONS} iterations")
+            setting, words = RUNS[name], [*model_flags(options.quick, data), *flags.split()]
+            how: dict[str, Any] = {"way": "run", **setting} if setting else {"way": PLAIN}
+            words += [] if setting else PLAIN_FLAGS
+            run = train(PRETRAIN, words, folder, timeout=TIMEOUT_SECONDS, **THREADS, **how)
+            curves[dtype, name] = list(run.losses.values())
+            if run.error or len(run.losses) != ITERATIONS:
+                raise RuntimeError(f"{name} in {dtype}: {run.error or len(run.losses)}\n{run.output[-4000:]}")
     return curves
 
 

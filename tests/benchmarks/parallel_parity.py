@@ -1,4 +1,4 @@
-"""Loss of the recipe under every parallel strategy against one rank with the same weights and batches.
+"""Loss of Megatron's trainer under every parallel strategy against one rank with equal weights and batches.
 
     python -m tests.benchmarks.parallel_parity [--quick] [--only REGEX] [--json FILE] [--data DIR]
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,37 +23,34 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "distributed")]
 
 import dropout_rules  # noqa: E402
 import ranks  # noqa: E402
-from strategies import PRETRAIN, STRATEGIES, Strategy, flags, losses, prepared, run  # noqa: E402
+from strategies import STRATEGIES, Strategy, flags, train  # noqa: E402
 
 from tests.benchmarks.report import Report, arguments  # noqa: E402
+from tests.reference.stock_script import data_flags, prepare_data  # noqa: E402
 
-PREPARE = str(ROOT / "examples" / "prepare_data.py")
 RATE = "--lr 1e-3 --min-lr 1e-4 --lr-decay-style cosine"
 LIMIT = 1e-6
 
 
-def curve(strategy: Strategy, data: Path, start: Path, report: Path, iterations: int) -> list[float]:
-    """Losses in full precision of a run that begins with the weights in `start`."""
+def curve(strategy: Strategy, data: Path, start: Path, folder: Path, iterations: int) -> list[float]:
+    """Losses, as printed, of a run that begins with the weights in `start`."""
     rate = f"{RATE} --lr-warmup-iters {iterations // 10}"
-    words = f"{rate} --train-iters {iterations} --load {start} --finetune --report-dir {report}".split()
-    run(strategy.ranks, [PRETRAIN, *flags(strategy, prepared(data)), *words])
-    return list(losses(report).values())
+    words = f"{rate} --train-iters {iterations} --load {start} --finetune".split()
+    return list(train(strategy, [*flags(strategy, data_flags(data)), *words], folder).values())
 
 
 def save_weights(model: str, data: Path, start: Path) -> None:
-    """Writes fresh weights of `model` to `start`: those of an iteration whose rate is zero."""
-    words = (
-        f"--lr 0 --min-lr 0 --train-iters 1 --save {start} --save-interval 1 --no-save-optim --no-save-rng"
-    )
-    run(1, [PRETRAIN, *flags(Strategy(1, "", model), prepared(data)), *words.split()])
+    """Writes weights of `model` to `start`: those of an iteration."""
+    alone = Strategy(1, "", model)
+    words = f"{RATE} --train-iters 1 --save {start} --save-interval 1 --no-save-optim --no-save-rng".split()
+    train(alone, [*flags(alone, data_flags(data)), *words], start.parent)
 
 
 def measure(options: argparse.Namespace, report: Report, folder: Path) -> None:
     """Trains every chosen strategy and its references; one row and one mark for each."""
     iterations = 5 if options.quick else 50
     data = options.data or folder / "data"
-    if not (data / "prepared.json").exists():
-        run(1, [PREPARE, "--output-dir", str(data), "--vocab-size", "1024"])
+    prepare_data(data, vocab_size=1024)
     chosen = {
         name: strategy
         for name, strategy in STRATEGIES.items()
@@ -64,13 +60,13 @@ def measure(options: argparse.Namespace, report: Report, folder: Path) -> None:
     for model in dict.fromkeys(strategy.model for strategy in chosen.values()):
         save_weights(model, data, folder / model)
         alone = Strategy(1, "", model)
-        references[model] = curve(alone, data, folder / model, folder / f"{model}-curve", iterations)
-    for index, (name, strategy) in enumerate(chosen.items()):
+        references[model] = curve(alone, data, folder / model, folder, iterations)
+    for name, strategy in chosen.items():
         print(f"{name} ...", flush=True)
         expected = references[strategy.model]
         try:
-            found = curve(strategy, data, folder / strategy.model, folder / f"{index}-curve", iterations)
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            found = curve(strategy, data, folder / strategy.model, folder, iterations)
+        except RuntimeError as error:
             print(error, file=sys.stderr)
             report.row(strategy=name, ranks=strategy.ranks)
             report.mark(f"{name}: trains", False, "failed, see above")

@@ -1,4 +1,4 @@
-"""Whole training steps of the recipe, our device against plain torch CPU: tokens/s, memory, breakdown.
+"""Training steps of Megatron's trainer, our device against plain torch CPU: tokens/s, memory, breakdown.
 
     python -m tests.benchmarks.step [--quick] [--json FILE] [--case REGEX] [--turns N] [--breakdown N]
 
@@ -33,11 +33,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "distributed")]
 
 from mindspeed_ms.commands.coverage_report import share  # noqa: E402
+from ranks import free_port  # noqa: E402
 
 from tests.benchmarks.report import KEEP_MEMORY, Report, arguments, table  # noqa: E402
+from tests.reference.stock_script import PLAIN_FLAGS  # noqa: E402
 
 WORKER = str(ROOT / "tests" / "benchmarks" / "step_worker.py")
 SPEED = {"fp32": 1.15, "bf16": 1.2}
@@ -89,6 +91,7 @@ class Case:
             f"--seq-length {self.length} --max-position-embeddings {self.length} --micro-batch-size 1 "
             "--global-batch-size 1 --attention-dropout 0 --hidden-dropout 0 --lr 1e-4 --min-lr 1e-5 "
             "--lr-decay-style cosine --weight-decay 0.1 --clip-grad 1.0 --train-iters 100000 --eval-iters 0 "
+            "--eval-interval 100000 --log-interval 1000 "
             f"--mock-data --tokenizer-type NullTokenizer --num-workers 0 --data-cache-path {cache} "
             f"--use-cpu-initialization --seed 1 {'--bf16' if self.dtype == 'bf16' else ''}"
         ).split()
@@ -110,14 +113,16 @@ class Worker:
 
     def __init__(self, case: Case, side: str, folder: Path) -> None:
         reference = [] if side == OURS else ["-m", "tests.reference.plain_torch"]
+        plain = [] if side == OURS else PLAIN_FLAGS
+        store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         own = folder / side.replace(" ", "_")
         own.mkdir()
         self._log = own / "log"
         with self._log.open("w") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, *reference, WORKER, *case.flags(str(own / "cache"))],
+                [sys.executable, *reference, WORKER, *case.flags(str(own / "cache")), *plain],
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **PLAIN.get(side, {})},
+                env={**os.environ, **store, "PYTHONPATH": str(ROOT), **PLAIN.get(side, {})},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -1,4 +1,4 @@
-"""One trainer of the recipe that runs steps when told to: what tests/benchmarks/step.py times.
+"""Megatron's trainer, whose steps wait until they are asked for: what tests/benchmarks/step.py times.
 
     python [-m tests.reference.plain_torch] tests/benchmarks/step_worker.py FLAGS
 
@@ -13,12 +13,14 @@ import mindspeed_ms.patch  # noqa: F401, I001 - before torch.cuda and Megatron a
 
 import json
 import os
+import runpy
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+PRETRAIN = Path(__file__).resolve().parents[2] / "examples" / "pretrain_gpt.py"
 
 
 def peak_bytes() -> int:
@@ -27,26 +29,6 @@ def peak_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/self/status has no VmHWM: peak memory is measured on Linux only")
-
-
-def steps(trainer: Any, count: int) -> dict[str, Any]:
-    """Runs `count` training steps."""
-    from recipe.step import train_step
-
-    seconds, result, before = [], None, time.process_time()
-    for _ in range(count):
-        start = time.perf_counter()
-        result = train_step(
-            trainer.args,
-            trainer.progress,
-            trainer.training,
-            trainer.model,
-            trainer.optimizer,
-            trainer.scheduler,
-        )
-        seconds.append(time.perf_counter() - start)
-    cpu = time.process_time() - before
-    return {"seconds": seconds, "cpu": cpu, "loss": result.loss, "peak": peak_bytes()}
 
 
 def coverage_rows() -> list[dict[str, Any]]:
@@ -60,23 +42,52 @@ def coverage_rows() -> list[dict[str, Any]]:
     return rows
 
 
+class Steps:
+    """Megatron's ``train_step``, which runs when a command asks for it and reports to ``answers``."""
+
+    def __init__(self, train_step: Callable[..., Any], answers: TextIO) -> None:
+        self._train_step, self._answers = train_step, answers
+        self._seconds: list[float] = []
+        self._left = 0
+        self._cpu = 0.0
+
+    def _answer(self, value: Any) -> None:
+        self._answers.write(json.dumps(value) + "\n")
+
+    def _wait(self) -> None:
+        while not self._left:
+            command, *numbers = sys.stdin.readline().split() or ["end"]
+            if command == "end":
+                os._exit(0)  # the trainer has many steps to go, and nothing to save
+            if command == "step":
+                self._left, self._seconds, self._cpu = int(numbers[0]), [], time.process_time()
+            else:
+                self._answer(coverage_rows())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._wait()
+        start = time.perf_counter()
+        result = self._train_step(*args, **kwargs)
+        loss = float(result[0]["lm loss"])
+        self._seconds.append(time.perf_counter() - start)
+        self._left -= 1
+        if not self._left:
+            cpu = time.process_time() - self._cpu
+            self._answer({"seconds": self._seconds, "cpu": cpu, "loss": loss, "peak": peak_bytes()})
+        return result
+
+
 def main() -> None:
-    """Builds the trainer, then serves commands until stdin ends."""
+    """Trains, a step at a time, until stdin ends."""
     # Answers have their own channel: Megatron prints to stdout whenever it likes.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    from recipe.arguments import parse_args
-    from recipe.distributed import finish, initialize
-    from recipe.train import Trainer
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    from megatron.training import training
 
-    args = parse_args()
-    initialize(args)
-    trainer = Trainer(args)
-    for line in sys.stdin:
-        command, *numbers = line.split()
-        answer = steps(trainer, int(numbers[0])) if command == "step" else coverage_rows()
-        answers.write(json.dumps(answer) + "\n")
-    finish()
+    training.train_step = Steps(training.train_step, answers)
+    sys.path.insert(0, str(PRETRAIN.parent))
+    runpy.run_path(str(PRETRAIN), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ SAVED = 2
 """The reference of a model trains ITERATIONS and saves after SAVED: 20 remain for a run that loads it."""
 RESHARDABLE = ("--use-distributed-optimizer", "--dist-ckpt-optim-fully-reshardable")
 """What lets any parallel layout load a checkpoint: without the second the layout of the ranks must stay."""
-PLAIN_FLAGS = ("--transformer-impl", "local", "--no-rope-fusion", "--distributed-backend", "gloo")
-"""What plain torch needs: without Transformer Engine, whose names this package provides, and its kernels."""
 PLAIN_LACKS = ("--moe-grouped-gemm",)
 """Flags of kernels that plain torch has not: it computes the same without."""
 

@@ -24,7 +24,6 @@ from tests.benchmarks.stock_cases import (
     FULL,
     ITERATIONS,
     MODELS,
-    PLAIN_FLAGS,
     PLAIN_LACKS,
     QUICK,
     RESHARDABLE,
@@ -32,10 +31,7 @@ from tests.benchmarks.stock_cases import (
     Case,
 )
 from tests.reference import stock_script
-from tests.reference.stock_script import MOCK, MODEL, PLAIN, Run, train
-
-AVERAGED = 2
-"""This line shows the mean of two losses (stock_script.losses): a resumed run is not compared there."""
+from tests.reference.stock_script import AVERAGED, MOCK, MODEL, PLAIN, PLAIN_FLAGS, Run, train
 
 
 class Runs:

@@ -11,15 +11,16 @@ import pytest
 
 from .run import REPOSITORY
 
-sys.path.insert(0, str(REPOSITORY / "tests" / "unit"))
+sys.path.insert(0, str(REPOSITORY))
 
-from recipe_runs import PRETRAIN, without_data
+from tests.reference.stock_script import MOCK, MODEL
 
 PROGRAM = "tests/conformance/gpt_program.py"
 LLAMA = (
     "--swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear --bf16 "
     "--group-query-attention --num-query-groups 2 --untie-embeddings-and-output-weights --train-iters 2 "
-    "--use-distributed-optimizer"
+    "--use-distributed-optimizer --num-layers 2 --hidden-size 64 --seq-length 64 "
+    "--max-position-embeddings 64 --global-batch-size 4 --vocab-size 127"
 )
 EXPERTS = "--num-experts 4 --moe-router-topk 2 --moe-permute-fusion --moe-grouped-gemm"
 DROPOUT = "--attention-dropout 0.1 --hidden-dropout 0.1"
@@ -57,10 +58,10 @@ def test_gpt_step_is_that_of_plain_torch(on_simulator, extra: dict[str, str], tm
     ids=["dense", "experts", "no_automatic_copies"],
 )
 def test_a_bf16_step_stays_on_the_device(
-    on_simulator, flags: str, forms: set[str], extra: dict[str, str], tmp_path: Path
+    on_simulator, pretrain: Path, flags: str, forms: set[str], extra: dict[str, str], tmp_path: Path
 ) -> None:
     report = tmp_path / "coverage.json"
-    words = [str(PRETRAIN), *without_data(), *LLAMA.split(), *flags.split()]
+    words = ["-m", "mindspeed_ms", "run", str(pretrain), *MODEL, *MOCK, *LLAMA.split(), *flags.split()]
     done = on_simulator(*words, extra={"MINDSPEED_MS_COVERAGE": str(report), **extra}, timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(report.read_text())

@@ -1,16 +1,15 @@
-"""The recipe under every parallel strategy, on ranks of one thread: flags, start, losses."""
+"""Megatron's trainer under every parallel strategy, on ranks of one thread: flags, start, losses."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-PRETRAIN = str(ROOT / "examples" / "pretrain_gpt.py")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.reference import stock_script
+
 TIMEOUT_SECONDS = 900
 VOCABULARY_MULTIPLE = 128
 MODEL = (
@@ -18,7 +17,7 @@ MODEL = (
     "--group-query-attention --num-query-groups 2 --swiglu --normalization RMSNorm --disable-bias-linear "
     "--position-embedding-type rope --untie-embeddings-and-output-weights --max-position-embeddings 64 "
     "--micro-batch-size 2 --global-batch-size 8 --split 90,5,5 --num-workers 0 --eval-iters 0 "
-    "--log-interval 10 --attention-dropout 0 --distributed-timeout-minutes 2"
+    "--eval-interval 10000 --log-interval 1 --attention-dropout 0 --distributed-timeout-minutes 2"
 )
 EXPERTS = "--num-experts 4 --moe-router-topk 2 --moe-aux-loss-coeff 1e-2 --moe-token-dispatcher-type alltoall"
 MODELS = {
@@ -67,41 +66,25 @@ STRATEGIES = {
 }
 
 
-def run(processes: int, words: list[str]) -> None:
-    """Runs a Python program on `processes` ranks of one thread; RuntimeError with the end of its output."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
+def train(strategy: Strategy, words: list[str], folder: Path) -> dict[int, float]:
+    """Iteration -> loss as printed, of a run in ``folder``; RuntimeError with the end of its output."""
+    run = stock_script.train(
+        stock_script.PRETRAIN, words, folder, ranks=strategy.ranks, timeout=TIMEOUT_SECONDS
     )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)} failed:\n{done.stdout}{done.stderr}"[-6000:])
+    if run.error:
+        raise RuntimeError(f"{strategy} failed: {run.error}\n{run.output[-6000:]}")
+    return run.losses
 
 
-def flags(strategy: Strategy, data: str) -> list[str]:
+def flags(strategy: Strategy, data: list[str]) -> list[str]:
     """Flags of the model, on the data that the flags ``data`` name.
 
     The vocabulary is padded to the same size whatever the tensor parallel size, so that losses compare.
     """
     multiple = VOCABULARY_MULTIPLE // (2 if TP2 in strategy.flags else 1)
-    padding = f"--make-vocab-size-divisible-by {multiple}"
-    return f"{MODEL} {MODELS[strategy.model]} {strategy.flags} {data} {padding}".split()
+    words = f"{MODEL} {MODELS[strategy.model]} {strategy.flags} --make-vocab-size-divisible-by {multiple}"
+    return [*words.split(), *data]
 
 
-def prepared(folder: Path) -> str:
-    """Data flags for what examples/prepare_data.py wrote to ``folder``."""
-    tokenizer = f"--tokenizer-type HuggingFaceTokenizer --tokenizer-model {folder}/tokenizer"
-    return f"--data-path {folder}/stdlib {tokenizer}"
-
-
-MOCK = "--mock-data --tokenizer-type NullTokenizer --vocab-size 120"
+MOCK = ["--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", "120"]
 """Data flags for Megatron's made-up samples: nothing to prepare, little to learn."""
-
-
-def losses(report: Path) -> dict[int, float]:
-    """Iteration -> loss in full precision, of a run with ``--report-dir report``."""
-    return dict(json.loads((report / "loss.json").read_text())["train"])

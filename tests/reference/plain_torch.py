@@ -359,6 +359,12 @@ def alias_megatron() -> None:
 
         module.maybe_move_tensor_to_cpu = to_host
 
+    @wrapt.when_imported("megatron.core.datasets.utils")
+    def _(module: types.ModuleType) -> None:
+        folder = Path(module.__file__).parent
+        if not (folder / "Makefile").exists() and list(folder.glob("helpers_cpp*.so")):
+            module.compile_helpers = lambda: None  # a wheel: compiled already
+
     @wrapt.when_imported("megatron.legacy.fused_kernels")
     def _(module: types.ModuleType) -> None:
         module.load = lambda args: None

@@ -1,4 +1,4 @@
-"""Starts a script of a Megatron-LM checkout, none of its lines edited, in processes of its own.
+"""Starts a training script in processes of its own: PRETRAIN, or one of a Megatron-LM checkout, not edited.
 
 Four ways to start it, all of the README: see WAYS.
 """
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PRETRAIN = ROOT / "examples" / "pretrain_gpt.py"
+"""The project's own: Megatron's trainer, as its wheel has it."""
 
 WAYS = ("run", "torchrun", "autoload", "import")
 """``mindspeed-ms run SCRIPT``; ``torchrun -m mindspeed_ms.run SCRIPT``; ``torchrun SCRIPT`` with
@@ -33,6 +35,10 @@ MOCK = shlex.split("--mock-data --tokenizer-type NullTokenizer --vocab-size 1023
 
 PLAIN = "plain torch"
 """Not with us, but by tests/reference/plain_torch.py."""
+PLAIN_FLAGS = ("--transformer-impl", "local", "--no-rope-fusion", "--distributed-backend", "gloo")
+"""What plain torch needs: without Transformer Engine, whose names this package provides, and its kernels."""
+AVERAGED = 2
+"""This line of a run shows the mean of two losses (:func:`losses`): a resumed run is not compared there."""
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LOSS = re.compile(r"iteration +(\d+)/.*\| lm loss: ([-+.\dEe]+|nan) \|")
@@ -83,7 +89,9 @@ def train(
     """Run ``script`` in ``folder``, one thread a process; ``variables`` are added to the environment."""
     words, added = command(script, flags, ranks, way, folder)
     clean = {name: value for name, value in os.environ.items() if name not in _LAUNCHER}
-    environment = {"OMP_NUM_THREADS": "1", **clean, **added, **variables}
+    # Megatron wants this with tensor parallelism, and says so before the package is asked.
+    usual = {"OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    environment = {**usual, **clean, **added, **variables}
     process = subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
@@ -105,6 +113,21 @@ def train(
         said = [line for line in lines if _ERROR.match(line)] or lines or ["no output"]
         error = f"exit status {process.returncode}: {said[0 if _ERROR.match(said[0]) else -1]}"
     return Run(losses(output), error, output)
+
+
+def prepare_data(folder: Path, vocab_size: int = 4096, *flags: str) -> str:
+    """Has examples/prepare_data.py write ``folder`` (once); returns what it printed."""
+    command = [sys.executable, str(PRETRAIN.with_name("prepare_data.py")), "--output-dir", str(folder)]
+    command += ["--vocab-size", str(vocab_size), *flags]
+    return subprocess.run(
+        command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=600
+    ).stdout
+
+
+def data_flags(folder: Path) -> list[str]:
+    """Flags for what :func:`prepare_data` wrote to ``folder``."""
+    data = ["--data-path", f"{folder}/stdlib", "--no-create-attention-mask-in-dataloader"]
+    return [*data, "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", f"{folder}/tokenizer"]
 
 
 def checkout_of(tag: str, megatron_lm_path: Path, folder: Path) -> Path | None:

@@ -1,1 +1,0 @@
-"""A Megatron-Core pretraining recipe in small modules; `examples/pretrain_gpt.py` puts them together."""
