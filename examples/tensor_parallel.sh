@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# Two ranks share every layer, and the sequence between layers; see llama.sh.
-NPROC=2 exec "$(dirname "$0")/llama.sh" --tensor-model-parallel-size 2 --sequence-parallel "$@"
+# Two ranks share every layer, and the sequence between layers; see llama3.sh.
+NPROC=2 exec "$(dirname "$0")/llama3.sh" --tensor-model-parallel-size 2 --sequence-parallel "$@"

@@ -12,22 +12,28 @@ from mindspeed_ms.commands.run import be_a_group_of_one
 
 HELP = "continue a prompt with the model of a checkpoint"
 
-_ALONE = {
-    **dict.fromkeys(("tensor_model_parallel_size", "pipeline_model_parallel_size", "world_size"), 1),
-    **dict.fromkeys(
-        ("context_parallel_size", "expert_model_parallel_size", "expert_tensor_parallel_size"), 1
-    ),
-    **dict.fromkeys(("data_parallel_size", "micro_batch_size", "global_batch_size"), 1),
-    **dict.fromkeys(("virtual_pipeline_model_parallel_size", "pipeline_model_parallel_layout"), None),
-    **dict.fromkeys(("save", "tensorboard_dir", "wandb_project", "rampup_batch_size"), None),
-    **dict.fromkeys(("sequence_parallel", "use_distributed_optimizer", "use_megatron_fsdp"), False),
-    **dict.fromkeys(
-        ("skip_train", "no_load_optim", "no_load_rng", "finetune", "perform_initialization"), True
-    ),
+_ONE = (
+    *("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"),
+    *("expert_model_parallel_size", "expert_tensor_parallel_size", "data_parallel_size"),
+    *("world_size", "micro_batch_size", "global_batch_size"),
+)
+_NONE = (
+    *("virtual_pipeline_model_parallel_size", "pipeline_model_parallel_layout"),
+    *("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers"),
+    *("hierarchical_context_parallel_sizes", "save", "tensorboard_dir", "wandb_project", "rampup_batch_size"),
+)
+_OFF = (
+    *("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split", "sequence_parallel"),
+    *("use_distributed_optimizer", "use_megatron_fsdp", "use_torch_fsdp2"),
+    *("overlap_param_gather", "overlap_grad_reduce"),
+)
+_ON = ("skip_train", "no_load_optim", "no_load_rng", "finetune", "perform_initialization")
+ALONE = {
     "rank": 0,
-    "use_torch_fsdp2": False,
-    "overlap_param_gather": False,
-    "overlap_grad_reduce": False,
+    **dict.fromkeys(_ONE, 1),
+    **dict.fromkeys(_NONE),
+    **dict.fromkeys(_OFF, False),
+    **dict.fromkeys(_ON, True),
 }
 """What becomes of a run's arguments where one rank loads its weights and nothing else."""
 
@@ -73,7 +79,7 @@ def _model(saved: argparse.Namespace, options: argparse.Namespace, iteration: in
     from megatron.training import argument_utils, arguments, global_vars, initialize, training
 
     args = arguments.add_megatron_arguments(argparse.ArgumentParser()).parse_args([])
-    vars(args).update({**vars(saved), **_ALONE, "load": str(options.load), "ckpt_step": iteration})
+    vars(args).update({**vars(saved), **ALONE, "load": str(options.load), "ckpt_step": iteration})
     global_vars.set_global_variables(args)
     initialize.initialize_megatron()
     kind = "hybrid" if args.hybrid_layer_pattern else "gpt"

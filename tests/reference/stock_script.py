@@ -130,6 +130,24 @@ def data_flags(folder: Path) -> list[str]:
     return [*data, "--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", f"{folder}/tokenizer"]
 
 
+def recipe(name: str, **variables: str) -> list[str]:
+    """The command that ``examples/NAME.sh`` starts with these environment variables."""
+    done = subprocess.run(
+        [str(PRETRAIN.with_name(f"{name}.sh"))],
+        env={**os.environ, "PRINT": "1", **variables},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    return shlex.split(done.stdout)
+
+
+def flags_of(command: Sequence[str]) -> list[str]:
+    """What such a command hands to the script."""
+    return list(command[command.index("examples/pretrain_gpt.py") + 1 :])
+
+
 def checkout_of(tag: str, megatron_lm_path: Path, folder: Path) -> Path | None:
     """The files of ``tag``: a folder of that name beside the checkout, or unpacked from it into ``folder``.
 
