@@ -100,21 +100,21 @@ def forward_step(iterator, model, return_schedule_plan=False):
 def embedding_ranks(ranks):
     """Those of a pipeline's ranks that hold the word embeddings."""
     tied = [] if get_args().untie_embeddings_and_output_weights else ranks[-1:]
-    return sorted(
-        {ranks[0], *tied, *get_mtp_ranks(ranks, arguments.core_transformer_config_from_args(get_args()))}
-    )
+    predicting = get_mtp_ranks(ranks, arguments.core_transformer_config_from_args(get_args()))
+    return sorted({ranks[0], *tied, *predicting})
 
 
 if __name__ == "__main__" and HAS_TRAINER:
     datasets.is_distributed = True
     args = arguments.parse_and_validate_args(args_defaults={"tokenizer_type": "GPT2BPETokenizer"})
-    if args.fim_data or args.logits_load_dir:
-        sys.exit("--fim-data and --logits-load-dir need pretrain_gpt.py of a Megatron-LM checkout")
+    for flag in ("fim_data", "logits_load_dir", "per_dataset_sequences_path"):
+        if getattr(args, flag):
+            sys.exit(f"--{flag.replace('_', '-')} needs pretrain_gpt.py of a Megatron-LM checkout")
     make = configs.hybrid_config_from_args if args.hybrid_layer_pattern else configs.gpt_config_from_args
     parts = configs.pretrain_cfg_container_from_args(args, make(args)), datasets, ModelType.encoder_or_decoder
     pretrain(*parts, forward_step, get_embedding_ranks=embedding_ranks)
 elif __name__ == "__main__":
-    if "MEGATRON_LM_PATH" not in os.environ:
+    if not os.environ.get("MEGATRON_LM_PATH"):
         sys.exit("Megatron-Core before 0.19 has no trainer: set MEGATRON_LM_PATH to a Megatron-LM checkout")
     sys.path.insert(0, os.environ["MEGATRON_LM_PATH"])
     runpy.run_path(f"{sys.path[0]}/pretrain_gpt.py", run_name="__main__")

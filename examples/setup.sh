@@ -1,7 +1,7 @@
 # Sourced by train.sh and tests/run.sh: makes an environment with the project in it, once, and activates it.
 #   [PYTHON=python3.11] . examples/setup.sh
 # Python 3.12, wherever it is found, gets .venv and the newest Megatron-Core, whose wheel has the trainer; 3.10 and
-# 3.11 get .venv-3.10, .venv-3.11 and Megatron-Core 0.16.1. A finished environment is recognised by its .ready, the
+# 3.11 get .venv-3.10, .venv-3.11 and Megatron-Core 0.16. A finished environment is recognised by its .ready, the
 # checksum of what it was made from. What examples and tests need is installed at once: the build takes minutes.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

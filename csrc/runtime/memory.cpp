@@ -21,6 +21,9 @@ bool g_opaque = false;
 
 void delete_memory(void* ctx) { delete static_cast<Memory*>(ctx); }
 
+// For a storage whose memory is another's: its context is a reference to that one.
+void drop_reference(void* ctx) { delete static_cast<c10::Storage*>(ctx); }
+
 // Addresses that nobody can read. Reserving one is a call of the kernel and takes as long as an operator's
 // launch, so those that come back are kept, by powers of two pages.
 class Reservations {
@@ -154,9 +157,22 @@ c10::DataPtr allocate_bytes(size_t nbytes, c10::DeviceIndex device) {
 
 Memory& memory_of(const c10::StorageImpl& storage) {
   const auto& ptr = storage.data_ptr();
+  if (ptr.get_deleter() == &drop_reference) {
+    return memory_of(*static_cast<c10::Storage*>(ptr.get_context())->unsafeGetStorageImpl());
+  }
   TORCH_CHECK(ptr.get_deleter() == &delete_memory,
               "this npu storage was not allocated by mindspeed_ms and cannot be used on its device.");
   return *static_cast<Memory*>(ptr.get_context());
+}
+
+void share_storage(const at::Tensor& to, const at::Tensor& from) {
+  TORCH_CHECK(to.device() == from.device(), "a tensor on ", to.device(),
+              " cannot share the memory of one on ", from.device());
+  auto* storage = to.storage().unsafeGetStorageImpl();
+  auto* reference = new c10::Storage(from.storage());
+  storage->set_data_ptr_noswap(
+      {reference->mutable_data_ptr().get(), reference, &drop_reference, reference->device()});
+  storage->set_nbytes(reference->nbytes());
 }
 
 HostMemory& host_memory_of(const c10::StorageImpl& storage) {

@@ -108,6 +108,9 @@ c10::DataPtr allocate_bytes(size_t nbytes, c10::DeviceIndex device);
 // The memory behind an npu storage; raises if the storage is not one of ours.
 Memory& memory_of(const c10::StorageImpl& storage);
 inline Memory& memory_of(const at::Tensor& t) { return memory_of(*t.storage().unsafeGetStorageImpl()); }
+// The storage of `to`, and so every tensor over it, gets the memory of `from`, which lives as long as either.
+// Nothing that torch records (versions, gradients) sees it. Both are on one device, the CPU or npu.
+void share_storage(const at::Tensor& to, const at::Tensor& from);
 HostMemory& host_memory_of(const c10::StorageImpl& storage);
 
 // npu storage over a CPU storage, no copy.

@@ -81,6 +81,8 @@ void bind_device(py::module_& m) {
       },
       "Bytes now and at peak, and counts, of live npu storages of one device; reserved: with what is kept "
       "for others.");
+  m.def("share_storage", &share_storage, py::arg("to"), py::arg("from_"),
+        "The memory of `from_` becomes that of `to` and of every tensor over its storage, below autograd.");
   m.def("empty_cache", &empty_cache, "Gives memory that is kept for later allocations back to the system.");
   m.def("reset_peak_memory", [](int d) { reset_peak_memory(static_cast<c10::DeviceIndex>(d)); });
 }

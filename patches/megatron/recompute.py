@@ -1,4 +1,4 @@
-"""Recomputed activations: parameters among the results, recompute without fp8."""
+"""Recomputed activations: parameters among the results, memory handed on, recompute without fp8."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mindspeed_ms.patches.registry import around
+from mindspeed_ms import _runtime
+from mindspeed_ms.patches.registry import around, replace
 
 
 @around(
@@ -44,3 +45,14 @@ def _alias(output: Any) -> Any:
 def checkpoint_without_output(original: Callable[..., None], self: Any, fp8: Any = False) -> None:
     """Recompute without fp8 state, which no run has here."""
     original(self, None)
+
+
+@replace(
+    "megatron.core.tensor_parallel.random:_get_share_storage",
+    reason="it compiles C++ at the first backward, waits for ever for a compiler that was killed, and gives "
+    "npu storages an owner that their device does not know",
+    versions=">=0.18",
+)
+def share_storage() -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """What gives the storage of its first argument the memory of its second, without a copy."""
+    return _runtime.share_storage

@@ -174,7 +174,7 @@ def _on_one_rank(tokens, weight, experts, config):
     assert (routed & ~kept).any(), "the case shows nothing: no token was dropped"
     assert (kept & ~routed).any() == pad
     counts = kept.sum(0).tolist()
-    rows, row_probs, order = moe_utils.permute(
+    rows, row_probs, order, *_ = moe_utils.permute(
         flat, kept, probs=probs, num_out_tokens=sum(counts), drop_and_pad=pad
     )
     parts = rows.split(counts)

@@ -38,8 +38,8 @@ def wheel(request):
             return cache
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
         command += ["-d", str(cache), f"megatron-core=={version}"]
-        if Version(version) >= Version("0.17"):
-            command += ["--python-version", "3.12"]  # PyPI has no others, and they are only read
+        # PyPI has no others, and they are only read.
+        command += ["--python-version", "3.12" if Version(version) >= Version("0.17") else "3.11"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         if done.returncode:
             # Without a network there is no wheel to be had. Everything else is an error: what is not looked

@@ -4,6 +4,7 @@ import mindspeed_ms.patch  # noqa: F401
 import pytest
 import torch
 from megatron.core.tensor_parallel.random import checkpoint, initialize_rng_tracker
+from mindspeed_ms import _runtime
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +51,25 @@ def test_a_single_output_that_is_a_parameter():
     out.sum().backward()
     assert part.bias.is_leaf
     assert part.bias.grad.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_handed_on_lives_as_long_as_either(device):
+    """What Megatron >= 0.18 does after it recomputed an output: views of the old one see the new values."""
+    old, new = torch.zeros(2, 3, device=device), torch.arange(6.0, device=device)
+    part, version = old[1], old._version
+    old.untyped_storage().resize_(0)
+    _runtime.share_storage(old, new)
+    assert old._version == version
+    assert part.tolist() == [3, 4, 5]
+    new.add_(10)
+    assert (part * 2).tolist() == [26, 28, 30]
+    del new
+    assert torch.mm(old, old.t()).tolist() == [[365, 464], [464, 590]]
+    old.untyped_storage().resize_(12)
+    assert old[0].tolist() == [10, 11, 12]
+
+
+def test_memory_is_not_handed_between_devices():
+    with pytest.raises(RuntimeError, match="cannot share the memory of one on cpu"):
+        _runtime.share_storage(torch.zeros(2, device="cuda"), torch.zeros(2))

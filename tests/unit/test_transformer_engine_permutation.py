@@ -22,7 +22,7 @@ def test_there_and_back_with_gradients(routed):
 
     tokens, probs, routing_map = routed
     count = int(routing_map.sum())
-    expected, expected_probs, order = permute(tokens, routing_map, probs=probs, num_out_tokens=count)
+    expected, expected_probs, order, *_ = permute(tokens, routing_map, probs=probs, num_out_tokens=count)
     permuted, row_probs, rows = permutation.moe_permute_with_probs(tokens, probs, routing_map, count)
     assert torch.equal(permuted, expected)
     assert torch.equal(row_probs, expected_probs)
