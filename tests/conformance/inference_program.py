@@ -14,11 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from gpt_program import BATCH, LENGTH, VOCABULARY, build
-from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core import dist_checkpointing, package_info, parallel_state, tensor_parallel
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.inference.engines import StaticInferenceEngine
 from megatron.core.inference.model_inference_wrappers.gpt.gpt_inference_wrapper import GPTInferenceWrapper
-from megatron.core.inference.model_inference_wrappers.inference_wrapper_config import InferenceWrapperConfig
 from megatron.core.inference.sampling_params import SamplingParams
 from megatron.core.inference.text_generation_controllers.text_generation_controller import (
     TextGenerationController,
@@ -43,9 +42,13 @@ class Numbers:
         return list(range(len(tokens)))
 
 
-def tokens(model: GPTModel, **sampling: Any) -> list[Any]:
-    """Tokens and log probabilities of each prompt; a new engine draws from the same seed again."""
-    options = InferenceWrapperConfig(
+def wrapped(model: GPTModel) -> GPTInferenceWrapper:
+    """As engines take it, which before 0.17 asked for the sizes in a config of their own."""
+    if (package_info.MAJOR, package_info.MINOR) >= (0, 17):
+        return GPTInferenceWrapper(model, StaticInferenceContext(len(PROMPTS), 2560))
+    from megatron.core.inference.model_inference_wrappers import inference_wrapper_config
+
+    options = inference_wrapper_config.InferenceWrapperConfig(
         hidden_size=model.config.hidden_size,
         inference_batch_times_seqlen_threshold=400,
         inference_max_requests=len(PROMPTS),
@@ -53,8 +56,12 @@ def tokens(model: GPTModel, **sampling: Any) -> list[Any]:
         params_dtype=torch.float32,
         padded_vocab_size=VOCABULARY,
     )
-    wrapper = GPTInferenceWrapper(model, options, StaticInferenceContext.from_config(options))
-    controller = TextGenerationController(inference_wrapped_model=wrapper, tokenizer=Numbers())
+    return GPTInferenceWrapper(model, options, StaticInferenceContext.from_config(options))
+
+
+def tokens(model: GPTModel, **sampling: Any) -> list[Any]:
+    """Tokens and log probabilities of each prompt; a new engine draws from the same seed again."""
+    controller = TextGenerationController(inference_wrapped_model=wrapped(model), tokenizer=Numbers())
     engine = StaticInferenceEngine(text_generation_controller=controller, max_batch_size=4, legacy=True)
     parameters = SamplingParams(num_tokens_to_generate=8, **sampling)
     found = engine.generate(list(PROMPTS), sampling_params=parameters)

@@ -131,6 +131,11 @@ def updates(dtype: torch.dtype) -> dict[str, Callable[[], Tensor | list[float]]]
         kernels.sgd_step([state[0]], [x], [state[1]], lr=0.1, momentum=0.9)
         return torch.stack(state)
 
+    def scale_into() -> Tensor:
+        scaled = torch.empty_like(x)
+        kernels.scale_into([scaled], [x], 0.3)
+        return scaled
+
     def clip_by_norm_() -> Tensor:
         grad = x.clone()
         kernels.clip_by_norm_([grad], 1.0, kernels.l2_norm([grad]))
@@ -146,6 +151,8 @@ def updates(dtype: torch.dtype) -> dict[str, Callable[[], Tensor | list[float]]]
         "sgd_step": sgd_step,
         "clip_by_norm_": clip_by_norm_,
         "l2_norm": lambda: [kernels.l2_norm([x, few])],
+        "norm_of": lambda: kernels.norm_of([x, few]),
+        "scale_into": scale_into,
         "multi_scale": lambda: kernels.multi_scale([x, few], 0.3, want_norms=True)[1],
         "embedding_grad": lambda: kernels.embedding_grad(x, ids, 60),
         "accumulate_weight_gradient": weight_gradient,

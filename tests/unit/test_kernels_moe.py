@@ -135,7 +135,8 @@ def test_permutation_is_megatrons(dtype, capacity):
         routing_map = order < capacity
     count = capacity * 6 if capacity else int(routing_map.sum())
     probs = torch.rand(19, 6)
-    expected, _, order, *_ = permute(tokens, routing_map, num_out_tokens=count, drop_and_pad=capacity is not None)
+    padded = capacity is not None
+    expected, _, order, *_ = permute(tokens, routing_map, num_out_tokens=count, drop_and_pad=padded)
     rows = kernels.permutation(routing_map, capacity)
     assert torch.equal(rows.token, order)
     assert torch.equal(kernels.gather_rows(tokens, rows.token), expected)

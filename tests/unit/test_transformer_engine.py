@@ -134,6 +134,30 @@ def test_grouped_linear_against_float64_with_an_expert_without_rows():
     """)
 
 
+def test_grouped_linear_adds_its_gradients_to_the_sums_that_ddp_keeps():
+    succeeds("""
+        import transformer_engine.pytorch as te
+        options = dict(params_dtype=torch.bfloat16, fuse_wgrad_accumulation=True)
+        layer = te.GroupedLinear(3, 16, 8, bias=False, **options)
+        weights = list(layer.parameters())
+        for p in weights:
+            p.main_grad, p.grad_added_to_main_grad = torch.ones(8, 16, device="cuda"), False
+        x = torch.randn(7, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        weighting = torch.randn(7, 8, device="cuda", dtype=torch.bfloat16)
+        splits = [4, 0, 3]
+        for _ in range(2):
+            layer(x, splits).backward(weighting)
+        assert all(p.grad_added_to_main_grad for p in weights)
+        rows, grads = (t.detach().cpu().double().split(splits) for t in (x, weighting))
+        exact = [p.detach().cpu().double() for p in weights]
+        torch.testing.assert_close(
+            x.grad.cpu().double(), 2 * torch.cat([g @ w for g, w in zip(grads, exact)]), rtol=2e-2, atol=2e-2
+        )
+        for r, g, p in zip(rows, grads, weights):
+            torch.testing.assert_close(p.main_grad.cpu().double(), 1 + 2 * g.t() @ r, rtol=1e-5, atol=1e-5)
+    """)
+
+
 @pytest.mark.parametrize(
     ("call", "word"),
     [

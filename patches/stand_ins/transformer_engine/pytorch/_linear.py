@@ -13,6 +13,7 @@ from mindspeed_ms.patches.megatron.tensor_parallel import row_parallel_product
 from mindspeed_ms.routes import takes
 
 from ._extra_state import WithoutFp8
+from ._grouped import AccumulatingProduct, has_sums
 from ._norm import norm_parameters, normalise, reset_norm_parameters
 
 SHARDED_DIMENSION = {"column": 0, "row": 1}
@@ -234,9 +235,15 @@ class GroupedLinear(_Parallel):
             )
         weights = [getattr(self, f"weight{i}") for i in range(self.num_gemms)]
         biases = [getattr(self, f"bias{i}") for i in range(self.num_gemms)]
-        plain = self.tp_size == 1 and not self.fuse_wgrad_accumulation
-        if plain and (self.return_bias or not self.use_bias) and takes(x, *weights):
-            out = grouped_matmul(x, weights, m_splits, turned=True)
+        fused = self.fuse_wgrad_accumulation
+        alone = self.tp_size == 1 and (self.return_bias or not self.use_bias)
+        if alone and takes(x, *weights) and (not fused or has_sums(weights)):
+            splits = list(m_splits)
+            out = (
+                AccumulatingProduct.apply(x, splits, *weights)
+                if fused
+                else grouped_matmul(x, weights, splits, turned=True)
+            )
             return (out, biases) if self.return_bias else out
         # An expert without rows takes part all the same: its weight gets a gradient of zeros.
         out = torch.cat(
