@@ -58,6 +58,11 @@ def execute(options: argparse.Namespace) -> int:
         raise CommandError(f"one of {options.source} and {options.target} has to be {PREFIX}DIR")
     if out and options.model is None:
         raise CommandError(f"{options.target} needs --model DIR: the Hugging Face folder the model is of")
+    if out and not (Path(options.source) / "latest_checkpointed_iteration.txt").is_file():
+        raise CommandError(
+            f"{options.source} has no latest_checkpointed_iteration.txt: name the folder that --save named, "
+            "not one of its iterations"
+        )
     script = Path(options.megatron_lm_path or ".") / "pretrain_gpt.py"
     if not script.is_file():
         raise CommandError(f"{script} does not exist: name a checkout by --megatron-lm-path")

@@ -20,6 +20,10 @@ _ALSO = {
 """Entries that transformers 5, or GPT-2, has under another name."""
 
 
+_TIED = frozenset({"gpt2", "starcoder2", "smollm3", "ernie4_5"})
+"""The architectures whose embeddings are tied unless config.json says otherwise."""
+
+
 class Flag(NamedTuple):
     """An attribute of Megatron's args that the model sets, and the words of config.json that say so.
 
@@ -80,9 +84,26 @@ class Config:
             self.refuse(f"{name} {value!r}")
 
     @property
+    def tied(self) -> bool:
+        """Whether the output matrix is the embedding; the class decides where config.json does not say."""
+        return bool(self.get("tie_word_embeddings", self.kind in _TIED))
+
+    def of_rope(self, name: str) -> Any:
+        """Entry ``name`` of :attr:`rope`. Raises ConfigError if it is missing."""
+        if (value := self.rope.get(name)) is None:
+            kind = self.rope["rope_type"]
+            raise ConfigError(f"{self.path} has no {name} for its rope_type {kind}, which needs one")
+        return value
+
+    @property
     def rope(self) -> dict[str, Any]:
         """What is said of rotary embeddings, in transformers 4's places or 5's."""
-        found = dict(self.get("rope_scaling", {})) | dict(self.get("rope_parameters", {}))
+        found: dict[str, Any] = {}
+        for name in ("rope_scaling", "rope_parameters"):
+            said = self.get(name, {})
+            if not isinstance(said, dict) or any(isinstance(value, dict) for value in said.values()):
+                self.refuse(f"{name} {said!r}")
+            found |= said
         found["rope_type"] = found.get("rope_type", found.get("type", "default"))
         found.setdefault("rope_theta", self.get("rope_theta", 10000.0))
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mindspeed_ms.hf.config import Config, Flag
 from mindspeed_ms.hf.errors import UnsupportedModelError
@@ -39,23 +40,29 @@ def sizes(config: Config) -> Sizes:
     return Sizes(config.need("num_hidden_layers"), config.need("vocab_size"), heads, groups, head)
 
 
+def _rotary_base(rope: dict[str, Any]) -> Flag:
+    base = float(rope["rope_theta"])
+    return Flag("rotary_base", int(base) if base.is_integer() else base, f"rope_theta {rope['rope_theta']}")
+
+
 def _rope(config: Config) -> Flags:
     rope = config.rope
     yield Flag("position_embedding_type", "rope", f"model_type {config.kind}")
-    yield Flag("rotary_base", int(rope["rope_theta"]), f"rope_theta {rope['rope_theta']}")
+    yield _rotary_base(rope)
     part = config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
     yield Flag("rotary_percent", float(part), f"partial_rotary_factor {part}")
     kind = rope["rope_type"]
     if kind == "linear":
-        yield Flag(
-            "rotary_seq_len_interpolation_factor", int(rope["factor"]), f"rope factor {rope['factor']}"
-        )
+        factor = config.of_rope("factor")
+        yield Flag("rotary_seq_len_interpolation_factor", float(factor), f"rope factor {factor}")
     elif kind == "llama3":
-        told = (rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"])
+        names = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        told = tuple(map(config.of_rope, names))
         if told != (1.0, 4.0, 8192):  # Megatron has these numbers in its code
             config.refuse(f"rope_type llama3 with {told} instead of (1, 4, 8192)")
         yield Flag("use_rope_scaling", True, "rope_type llama3")
-        yield Flag("rope_scaling_factor", float(rope["factor"]), f"rope factor {rope['factor']}")
+        factor = config.of_rope("factor")
+        yield Flag("rope_scaling_factor", float(factor), f"rope factor {factor}")
     elif kind != "default":
         config.refuse(f"rope_type {kind}")
 
@@ -95,7 +102,7 @@ def _shape(config: Config) -> Flags:
     yield config.flag("num_layers", "num_hidden_layers")
     yield config.flag("hidden_size", "hidden_size")
     yield config.flag("num_attention_heads", "num_attention_heads")
-    tied = bool(config.get("tie_word_embeddings", False))
+    tied = config.tied
     yield Flag("untie_embeddings_and_output_weights", not tied, f"tie_word_embeddings {tied}")
     longest = config.need("max_position_embeddings")
     yield Flag("max_position_embeddings", longest, f"max_position_embeddings {longest}", fixed=False)
@@ -202,6 +209,7 @@ def _qwen3_moe(config: Config) -> Flags:
 def _latent_attention(config: Config) -> Flags:
     """DeepSeek's multi-latent attention, with YaRN or without."""
     config.must("attention_bias", False, default=False)
+    config.must("rope_interleave", True, default=True)
     yield Flag("multi_latent_attention", True, "kv_lora_rank")
     yield Flag("qk_layernorm", True, f"model_type {config.kind}")
     rank = config.get("q_lora_rank")
@@ -212,7 +220,7 @@ def _latent_attention(config: Config) -> Flags:
     yield config.flag("v_head_dim", "v_head_dim")
     yield Flag("position_embedding_type", "rope", f"model_type {config.kind}")
     rope = config.rope
-    yield Flag("rotary_base", int(rope["rope_theta"]), f"rope_theta {rope['rope_theta']}")
+    yield _rotary_base(rope)
     if rope["rope_type"] == "default":
         yield Flag("rope_type", "rope", "no rope_scaling")
         yield Flag("rotary_scaling_factor", 1.0, "no rope_scaling")
@@ -225,10 +233,12 @@ def _latent_attention(config: Config) -> Flags:
         config.refuse(f"yarn with mscale {both[0]} and mscale_all_dim {both[1]}")
     yield Flag("rope_type", "yarn", "rope_type yarn")
     yarn = {
-        "rotary_scaling_factor": float(rope["factor"]),
+        "rotary_scaling_factor": float(config.of_rope("factor")),
         "mscale": float(both[0]),
         "mscale_all_dim": float(both[1]),
-        "original_max_position_embeddings": int(rope["original_max_position_embeddings"]),
+        "original_max_position_embeddings": int(
+            rope.get("original_max_position_embeddings") or config.need("max_position_embeddings")
+        ),
         "beta_fast": float(rope.get("beta_fast", 32)),
         "beta_slow": float(rope.get("beta_slow", 1)),
     }
@@ -325,7 +335,9 @@ def _seed_oss(config: Config) -> Flags:
 
 def _smollm3(config: Config) -> Flags:
     yield from _llama(config)
-    turned = config.get("no_rope_layers", [1] * config.need("num_hidden_layers"))
+    yield from _window(config, bool(config.get("use_sliding_window", False)))
+    layers, interval = range(1, config.need("num_hidden_layers") + 1), config.get("no_rope_layer_interval", 4)
+    turned = config.get("no_rope_layers", [int(layer % interval != 0) for layer in layers])
     if 0 in turned:
         yield Flag("no_rope_freq", [1 - of for of in turned], "no_rope_layers")
 

@@ -32,6 +32,15 @@ DTYPES: dict[str, torch.dtype] = {
 }
 """The names that safetensors gives to the dtypes of weights; quantised weights have others."""
 
+BYTES: dict[str, int] = {
+    **{code: dtype.itemsize for code, dtype in DTYPES.items()},
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("I16", "U16"), 2),
+    **dict.fromkeys(("I32", "U32"), 4),
+    **dict.fromkeys(("I64", "U64", "C64"), 8),
+}
+"""Bytes of a number of each dtype that safetensors knows, weights or not."""
+
 _POPULATE_READ = 22  # madvise(2), Linux 5.14: read ahead and map a range at once, not page by page
 _LARGEST_HEADER = 100_000_000  # the limit that the format itself sets
 
@@ -79,7 +88,7 @@ def header(file: Path) -> dict[str, Stored]:
         raise WeightsError(f"{file} is no whole safetensors file ({error}): copy it again") from None
     end = 8 + length
     for key, stored in sorted(found.items(), key=lambda item: item[1].start):
-        itemsize = DTYPES[stored.dtype].itemsize if stored.dtype in DTYPES else None
+        itemsize = BYTES.get(stored.dtype)
         if stored.start != end or (itemsize and stored.stop - end != itemsize * math.prod(stored.shape)):
             raise WeightsError(f"{file} has a damaged header ({key} does not fit its place): copy it again")
         end = stored.stop

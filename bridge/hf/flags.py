@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,21 @@ def fill(args: argparse.Namespace, folder: Path, argv: Sequence[str] | None = No
     """
     config = Config.read(folder)
     given = _given(sys.argv[1:] if argv is None else argv)
-    for flag in family(config).flags(config):
+    flags = {flag.dest: flag for flag in _others(config)} | {f.dest: f for f in family(config).flags(config)}
+    for flag in flags.values():
         dest = _DEST.get(flag.dest, flag.dest)
+        if flag.dest in NEUTRAL and not hasattr(args, dest) and flag.value == NEUTRAL[flag.dest]:
+            continue  # this release of Megatron does not have it
         if dest not in given:
             setattr(args, dest, flag.value)
         elif flag.fixed and not _fits(dest, getattr(args, dest), flag.value):
             _contradiction(config, flag, given[dest], getattr(args, dest))
     vocabulary = config.need("vocab_size")
+    if (args.vocab_size or 0) > vocabulary:
+        raise ConfigError(
+            f"--vocab-size {args.vocab_size} contradicts vocab_size {vocabulary} in "
+            f"{config.path}: leave the flag out"
+        )
     multiple = args.make_vocab_size_divisible_by * args.tensor_model_parallel_size
     args.padded_vocab_size = math.ceil(vocabulary / multiple) * multiple
     _tokenizer(args, folder, vocabulary)
@@ -41,6 +49,32 @@ def fill(args: argparse.Namespace, folder: Path, argv: Sequence[str] | None = No
 
 _DEST = {"norm_epsilon": "layernorm_epsilon"}
 """Megatron's flag -> the attribute of args that it sets, where the two have different names."""
+
+
+NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(("apply_layernorm_1p", "layernorm_zero_centered_gamma"), False),
+    **dict.fromkeys(("apply_residual_connection_post_layernorm", "openai_gelu"), False),
+    **dict.fromkeys(("squared_relu", "quick_geglu", "qk_layernorm", "qk_l2_norm"), False),
+    **dict.fromkeys(("rotary_interleaved", "use_rope_scaling", "attention_output_gate"), False),
+    **dict.fromkeys(("multi_latent_attention", "moe_apply_probs_on_input", "moe_router_pre_softmax"), False),
+    **dict.fromkeys(("moe_router_enable_expert_bias", "moe_shared_expert_gate", "add_qkv_bias"), False),
+    **dict.fromkeys(("window_size", "window_attn_skip_freq", "no_rope_freq", "num_experts")),
+    **dict.fromkeys(("rotary_seq_len_interpolation_factor", "moe_router_topk_scaling_factor")),
+    **dict.fromkeys(("moe_router_num_groups", "moe_router_group_topk", "activation_func_clamp_value")),
+    **dict.fromkeys(("moe_shared_expert_intermediate_size", "experimental_attention_variant")),
+    **dict.fromkeys(("heterogeneous_layers_config_path", "hybrid_layer_pattern")),
+    "rotary_percent": 1.0,
+    "moe_router_score_function": "softmax",
+    "softmax_type": "vanilla",
+    "glu_linear_offset": 0.0,
+}
+"""Attributes of args that change what a model computes, and the value with which they do nothing: that of
+every model whose table says nothing of them."""
+
+
+def _others(config: Config) -> Iterator[Flag]:
+    because = f"model_type {config.kind}"
+    yield from (Flag(dest, value, because) for dest, value in NEUTRAL.items())
 
 
 def _given(argv: Sequence[str]) -> dict[str, str]:

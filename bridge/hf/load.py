@@ -39,6 +39,7 @@ def load(chunks: Sequence[torch.nn.Module], folder: Path, show: bool = False) ->
     begin = time.perf_counter()
     problem: Exception | None = None
     copies: list[Copy] = []
+    _keep_in_float32(chunks)
     try:
         config = Config.read(folder)
         files = Folder(folder)
@@ -57,6 +58,14 @@ def load(chunks: Sequence[torch.nn.Module], folder: Path, show: bool = False) ->
             for done in as_completed([pool.submit(_fill, copy, files) for copy in copies]):
                 progress.add(done.result())
     return Loaded(len({copy.key for copy in copies if copy.key}), total, time.perf_counter() - begin)
+
+
+def _keep_in_float32(chunks: Sequence[torch.nn.Module]) -> None:
+    """The bias of experts, which --bf16 cast with the model; Megatron does so before each of its uses."""
+    for chunk in chunks:
+        for module in chunk.modules():
+            if keep := getattr(module, "_maintain_float32_expert_bias", None):
+                keep()
 
 
 def agree(problem: Exception | None) -> None:

@@ -15,7 +15,7 @@ import torch
 from mindspeed_ms.hf.config import Config
 from mindspeed_ms.hf.errors import WeightsError
 from mindspeed_ms.hf.families import Family, family, sizes
-from mindspeed_ms.hf.files import Folder, Stored, some
+from mindspeed_ms.hf.files import DTYPES, Folder, Stored, some
 from mindspeed_ms.hf.layouts import Block, Rows, Rule, Sizes, Split
 
 
@@ -143,7 +143,7 @@ def _rule(slot: Slot, of: Family, size: Sizes, config: Config) -> tuple[Rule, st
     prefix, rule = "", None
     if slot.layer is None:
         rule = of.model.get(slot.name)
-        if slot.name == "output_layer.weight" and config.get("tie_word_embeddings", False):
+        if slot.name == "output_layer.weight" and config.tied:
             rule = of.model["embedding.word_embeddings.weight"]
     else:
         rule = of.layers.get(slot.name) or (of.mtp or {}).get(slot.name if slot.mtp else "")
@@ -227,6 +227,11 @@ def check(copies: Iterable[Copy], stored: Mapping[str, Stored], folder: Folder) 
     if missing := sorted(wanted.keys() - stored.keys()):
         raise WeightsError(f"{folder.path} lacks {some(missing)}, which {wanted[missing[0]].where} needs")
     for key, copy in wanted.items():
+        if stored[key].dtype not in DTYPES:
+            raise WeightsError(
+                f"{key} of {folder.path} is stored as {stored[key].dtype}, no dtype of weights here: "
+                f"save it as one of {', '.join(DTYPES)}"
+            )
         if stored[key].shape != copy.shape:
             raise WeightsError(
                 f"{key} of {folder.path} has shape {list(stored[key].shape)}, and {copy.where} needs "
@@ -244,7 +249,7 @@ def twins(config: Config, keys: Iterable[str]) -> dict[str, str]:
         of.model[name].blocks(size, 0)[0][0].key
         for name in ("embedding.word_embeddings.weight", "output_layer.weight")
     )
-    tied = config.get("tie_word_embeddings", False)
+    tied = config.tied
     same = {output: embedding} if tied else {}
     for layer in range(size.layers, size.layers + config.get("num_nextn_predict_layers", 0)):
         prefix = of.layer.format(layer)

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from mindspeed_ms.hf.config import Config
 from mindspeed_ms.hf.errors import WeightsError
-from mindspeed_ms.hf.files import DTYPES, INDEX, SINGLE, Folder, some
+from mindspeed_ms.hf.files import BYTES, DTYPES, INDEX, SINGLE, Folder, some
 from mindspeed_ms.hf.load import agree
 from mindspeed_ms.hf.plan import Copy, plan, twins
 from mindspeed_ms.hf.progress import Progress
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * BYTES[self.dtype]
 
 
 @dataclass(frozen=True)

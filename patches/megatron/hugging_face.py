@@ -1,6 +1,7 @@
 """``--load`` and ``--save`` of Hugging Face folders, where Megatron knows its own checkpoints only."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,17 @@ def folder_of(value: str | None) -> Path | None:
     folder = Path(value)
     checkpoint = (folder / "latest_checkpointed_iteration.txt").is_file()
     return folder if not checkpoint and (folder / "config.json").is_file() else None
+
+
+def model_of(value: str | None) -> Path | None:
+    """The folder whose config.json a run's model follows: as :func:`folder_of`, and one that a run with
+    ``--load DIR --save DIR`` saved its own checkpoints to.
+    """
+    if (folder := folder_of(value)) is not None or value is None:
+        return folder
+    weights = ("model.safetensors", "model.safetensors.index.json", "config.json")
+    here = [(Path(value) / name).is_file() for name in weights]
+    return Path(value) if any(here[:2]) and here[2] else None
 
 
 @around(
@@ -85,9 +97,23 @@ def save_checkpoint(
         print(f"saved {size / 1e9:.2f} GB to {target}, weights without the optimizer's state")
 
 
+@around(
+    "megatron.core.models.gpt.gpt_model:GPTModel.__init__",
+    reason="Megatron's builders leave out what a Hugging Face model says of its rotary embeddings",
+)
+def build(original: Callable[..., None], self: Any, *options: Any, **named: Any) -> None:
+    """The model, with the scaling of rotary embeddings that its config.json asks for."""
+    state = sys.modules.get("megatron.training.global_vars")
+    args = getattr(state, "_GLOBAL_ARGS", None)
+    if args is not None and source_of(args) is not None:
+        named.setdefault("rope_scaling_factor", getattr(args, "rope_scaling_factor", 8.0))
+        named.setdefault("seq_len_interpolation_factor", args.rotary_seq_len_interpolation_factor)
+    original(self, *options, **named)
+
+
 def source_of(args: argparse.Namespace) -> Path | None:
     """The Hugging Face folder that the model of this run comes from, if it comes from one."""
-    return folder_of(args.load) or folder_of(getattr(args, "pretrained_checkpoint", None))
+    return model_of(args.load) or model_of(getattr(args, "pretrained_checkpoint", None))
 
 
 def fill_arguments(args: argparse.Namespace) -> None:

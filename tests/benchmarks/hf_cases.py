@@ -57,6 +57,11 @@ _LLAMA3 = {
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama 2": ("llama", {"num_key_value_heads": 4}),
+    "Llama 3.2": ("llama", {"rope_parameters": {**_LLAMA3, "factor": 32.0}, "head_dim": 64}),
+    "Llama, longer": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}},
+    ),
     "Llama 3.1": ("llama", {"rope_parameters": _LLAMA3, "vocab_size": 128}),
     "Llama 3.2, tied": ("llama", {"tie_word_embeddings": True}),
     "Llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
