@@ -4,5 +4,5 @@
 # LOAD is what --save named in a run of llama3.sh of that size. Data as there, or --data-path.
 set -euo pipefail
 : "${LOAD:?the folder that --save of the first run named}"
-exec "$(dirname "$0")/llama3.sh" --load "$LOAD" --finetune --lr 1e-5 --min-lr 0 --lr-warmup-fraction 0.03 \
+exec "$(dirname "$0")/llama3.sh" --load "$LOAD" --finetune --exit-on-missing-checkpoint --lr 1e-5 --min-lr 0 --lr-warmup-fraction 0.03 \
     --lr-decay-style linear --train-iters 100 "$@"

@@ -9,9 +9,18 @@ FLAGS=(
     --use-megatron-fsdp --data-parallel-sharding-strategy optim_grads_params --use-distributed-optimizer
     --no-gradient-accumulation-fusion --ckpt-format fsdp_dtensor --init-model-with-meta-device
 )
+case "$SIZE" in
+    small | 8b | 70b) ;;
+    *)
+        echo "$0: there is no size '$SIZE': set SIZE to one of small 8b 70b" >&2
+        exit 1
+        ;;
+esac
 if [ "$SIZE" = small ]; then
     export NPROC="${NPROC:-2}"
 else
-    export LAYOUT=""
+    # Whole layers are computed again: nothing but the batch shares their activations.
+    FLAGS+=(--recompute-granularity full --recompute-method uniform --recompute-num-layers 1)
+    export RECIPE_LAYOUT=""
 fi
 exec "$(dirname "$0")/llama3.sh" "${FLAGS[@]}" "$@"

@@ -6,7 +6,7 @@ set -euo pipefail
 MODEL=(
     "${LLAMA[@]}" --group-query-attention
     --num-experts 8 --moe-router-topk 2 --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 1e-2
-    --moe-token-dispatcher-type alltoall --moe-grouped-gemm --moe-permute-fusion
+    --moe-token-dispatcher-type alltoall --moe-grouped-gemm --moe-permute-fusion --moe-router-dtype fp32
 )
 case "$SIZE" in
     small) MODEL+=("${SMALL[@]}" --ffn-hidden-size 352 --num-query-groups 4) ;;

@@ -1,10 +1,9 @@
 """Pretrains a GPT, or a hybrid with Mamba layers, with Megatron's own trainer; examples/*.sh are whole lines.
 
-    [torchrun --nproc-per-node N] examples/pretrain_gpt.py FLAGS
+    mindspeed-ms run examples/pretrain_gpt.py FLAGS; on N ranks: torchrun --nproc-per-node N … in its place
 
-Flags, log lines and checkpoints are those of Megatron-LM. What its trainer must be given (model, batch, loss,
-data) is here for Megatron-Core 0.19, whose wheel has the rest. Older ones have only a part of it: the script
-of the checkout at MEGATRON_LM_PATH then runs instead. The first import is all that is not written for CUDA.
+What the trainer of Megatron-Core 0.19 must be given (model, batch, loss, data) is here; its wheel has more.
+For older ones the script of the checkout at MEGATRON_LM_PATH runs. One import is all that is not for CUDA.
 """
 
 import mindspeed_ms.patch  # noqa: F401, I001 - before torch.cuda and Megatron are used
@@ -34,6 +33,8 @@ if HAS_TRAINER:
 FLAGS = {"random_seed": "seed", "sequence_length": "seq_length", "path_to_cache": "data_cache_path"}
 FLAGS |= {"create_attention_mask": "create_attention_mask_in_dataloader"}  # else fields have the flag's name
 FLAGS |= {n: f"dataloader_{n}" for n in ("fast_cache_load", "defer_npy_index_mmap", "inter_document_masking")}
+REFUSED = ("fim_data", "logits_load_dir", "per_dataset_sequences_path")
+REFUSED += ("check_for_spiky_loss", "inprocess_restart", "log_straggler")
 KEYS = ("tokens", "position_ids", "attention_mask", "labels", "loss_mask")
 PACKED = ("cu_seqlens", "cu_seqlens_padded", "max_seqlen", "local_cp_size", "hybrid_cp_group")
 
@@ -107,9 +108,8 @@ def embedding_ranks(ranks):
 if __name__ == "__main__" and HAS_TRAINER:
     datasets.is_distributed = True
     args = arguments.parse_and_validate_args(args_defaults={"tokenizer_type": "GPT2BPETokenizer"})
-    for flag in ("fim_data", "logits_load_dir", "per_dataset_sequences_path"):
-        if getattr(args, flag):
-            sys.exit(f"--{flag.replace('_', '-')} needs pretrain_gpt.py of a Megatron-LM checkout")
+    if lost := [f"--{flag.replace('_', '-')}" for flag in REFUSED if getattr(args, flag, None)]:
+        sys.exit(f"{lost[0]} needs pretrain_gpt.py of a Megatron-LM checkout")
     make = configs.hybrid_config_from_args if args.hybrid_layer_pattern else configs.gpt_config_from_args
     parts = configs.pretrain_cfg_container_from_args(args, make(args)), datasets, ModelType.encoder_or_decoder
     pretrain(*parts, forward_step, get_embedding_ranks=embedding_ranks)

@@ -9,7 +9,7 @@ set -euo pipefail
 RUN=runs/quickstart
 rm -rf "$RUN"
 mkdir -p "$RUN"
-MINDSPEED_MS_COVERAGE="$RUN/coverage.json" examples/llama3.sh \
+MINDSPEED_MS_COVERAGE="$RUN/coverage.json" "$ROOT/examples/llama3.sh" \
     --save "$RUN/checkpoints" --tensorboard-dir "$RUN/tensorboard" "$@" | tee "$RUN/log.txt"
 mindspeed-ms plot "$RUN/log.txt" --output "$RUN/loss.png"
 mindspeed-ms generate --load "$RUN/checkpoints" --prompt $'def read_file(path):\n' --tokens 64 --top-k 5

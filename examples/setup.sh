@@ -4,7 +4,7 @@
 # 3.11 get .venv-3.10, .venv-3.11 and Megatron-Core 0.16. A finished environment is recognised by its .ready, the
 # checksum of what it was made from. What examples and tests need is installed at once: the build takes minutes.
 
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+ROOT="$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 MAIN=3.12
 
 version_of() { # COMMAND -> 3.12
@@ -53,7 +53,11 @@ set_up() {
         return
     fi
     if ! "$PYTHON" -c 'import ensurepip' 2> /dev/null; then
-        echo "$PYTHON cannot make virtual environments: install its venv package (Debian: python3-venv)" >&2
+        echo "$PYTHON cannot make virtual environments: install its venv package (Debian: python$VERSION-venv)" >&2
+        return 1
+    fi
+    if [ ! -f "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]; then
+        echo "$PYTHON has no Python.h to compile with: install its headers (Debian: python$VERSION-dev)" >&2
         return 1
     fi
     if ! command -v g++ > /dev/null; then

@@ -3,11 +3,12 @@
 # SIZE=small (the default) trains for minutes on a CPU, on data made here, in NPROC processes (default 1), each on a
 # card or with its share of the cores. The other sizes are for CARDS cards, which the recipe names: run it on each
 # node with NNODES, NODE_RANK, MASTER_ADDR, DATA_PATH (Megatron's indexed dataset, without .bin) and
-# TOKENIZER_MODEL (a Hugging Face name or folder). PRINT=1 prints the command and starts nothing.
+# TOKENIZER_MODEL (a Hugging Face name or folder), and add --save DIR --load DIR. PRINT=1 prints the command and
+# starts nothing. Paths are from where you are.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+ROOT="$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 NEEDS_TRAINER=1
-[ -n "${PRINT:-}" ] || . examples/setup.sh
+[ -n "${PRINT:-}" ] || . "$ROOT/examples/setup.sh"
 SIZE="${SIZE:-small}"
 # Waiting threads of torch's and of MindSpore's pool must not spin on cores that the other pool needs.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
@@ -37,30 +38,46 @@ LLAMA=(
 )
 
 unknown_size() { # SIZES...
-    echo "$0 has no size '$SIZE': set SIZE to one of small $*" >&2
+    stop "there is no size '$SIZE': set SIZE to one of small $*"
+}
+
+stop() { # SENTENCE
+    echo "$0: $*" >&2
     exit 1
 }
 
 train() {
-    local command=(mindspeed-ms run)
+    local command=(mindspeed-ms run) cards="${NPROC:-8}" workers=2
     if [ "$SIZE" = small ]; then
         [ "${NPROC:-1}" -eq 1 ] || command=(torchrun --standalone --nproc-per-node "$NPROC")
-        DATA_PATH=runs/data/stdlib TOKENIZER_MODEL=runs/data/tokenizer
-        [ -n "${PRINT:-}" ] || python examples/prepare_data.py --output-dir runs/data --vocab-size 4096
+        if [ -z "${DATA_PATH:-}" ]; then
+            DATA_PATH=runs/data/stdlib TOKENIZER_MODEL=runs/data/tokenizer
+            [ -n "${PRINT:-}" ] || python "$ROOT/examples/prepare_data.py" --output-dir runs/data --vocab-size 4096
+        fi
+        workers=0
     else
-        local cards="${NPROC:-8}"
+        [ "$cards" -gt 0 ] && [ $((CARDS % cards)) -eq 0 ] || stop "$CARDS cards are not nodes of NPROC=$cards"
         command=(
             torchrun --nproc-per-node "$cards" --nnodes "${NNODES:-$((CARDS / cards))}" --node-rank "${NODE_RANK:-0}"
             --master-addr "${MASTER_ADDR:-localhost}" --master-port "${MASTER_PORT:-29500}"
         )
     fi
-    command+=(
-        examples/pretrain_gpt.py --data-path "${DATA_PATH:?an indexed dataset, without .bin}" --split 95,5,0
-        --tokenizer-type HuggingFaceTokenizer --tokenizer-model "${TOKENIZER_MODEL:?a Hugging Face name or folder}"
-        --no-create-attention-mask-in-dataloader --num-workers "${NUM_WORKERS:-0}" "$@"
-    )
+    command+=("$ROOT/examples/pretrain_gpt.py")
+    case " $* " in
+        *" --data-path "* | *" --mock-data "*) ;;
+        *)
+            [ -n "${DATA_PATH:-}" ] || stop "DATA_PATH is to name an indexed dataset of Megatron, without .bin"
+            [ -n "${TOKENIZER_MODEL:-}" ] || stop "TOKENIZER_MODEL is to name a Hugging Face tokenizer"
+            command+=(
+                --data-path "$DATA_PATH" --split 95,5,0
+                --tokenizer-type HuggingFaceTokenizer --tokenizer-model "$TOKENIZER_MODEL"
+            )
+            ;;
+    esac
+    command+=(--no-create-attention-mask-in-dataloader --num-workers "$workers" "$@")
     if [ -n "${PRINT:-}" ]; then
         printf '%q ' "${command[@]}"
+        echo
     else
         "${command[@]}"
     fi

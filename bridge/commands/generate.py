@@ -60,7 +60,7 @@ def _saved_arguments(folder: Path, step: int | None) -> tuple[argparse.Namespace
     try:
         iteration = int(tracker.read_text()) if step is None else step
         found = load_common_state_dict(str(folder / f"iter_{iteration:07d}"))
-    except (OSError, ValueError, CheckpointingException) as error:
+    except (OSError, ValueError, KeyError, EOFError, AssertionError, CheckpointingException) as error:
         raise CommandError(f"{folder} has no checkpoint of --ckpt-format torch_dist: {error}") from error
     return found["args"], iteration
 
@@ -116,8 +116,8 @@ def sample(
 
 def execute(options: argparse.Namespace) -> int:
     """Print prompt and continuation. Raises CommandError for what is not there or wrong."""
-    if options.top_k < 1 or options.temperature <= 0:
-        raise CommandError("--top-k must be at least 1, and --temperature above 0")
+    if options.top_k < 1 or options.tokens < 1 or options.temperature <= 0:
+        raise CommandError("--top-k and --tokens must be at least 1, and --temperature above 0")
     be_a_group_of_one()
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     import mindspeed_ms.patch  # noqa: F401

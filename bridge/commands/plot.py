@@ -14,8 +14,12 @@ Curve = dict[int, float]
 """Iteration -> value."""
 
 _LINE = re.compile(r"iteration +(\d+)/")
-_VALIDATION = re.compile(r"validation loss at iteration (\d+) .*?\| lm loss value: (\S+)")
-_LOGGED = {"lm loss": re.compile(r"\| lm loss: (\S+)"), "grad norm": re.compile(r"\| grad norm: (\S+)")}
+# Up to the bar that ends it: the last line of a run that goes on may be cut, and ranks write into each other.
+_NUMBER = r"([-+]?\d+\.?\d*(?:[Ee][-+]?\d+)?|nan|-?inf) \|"
+_VALIDATION = re.compile(
+    rf"validation(?:-\d+)? loss at iteration (\d+)(?! on test set) .*?\| lm loss value: {_NUMBER}"
+)
+_LOGGED = {name: re.compile(rf"\| {name}: {_NUMBER}") for name in ("lm loss", "grad norm")}
 _TAGS = {"lm loss": "lm loss", "grad-norm": "grad norm", "lm loss validation": "validation"}
 """Tag of Megatron in TensorBoard -> name here."""
 
@@ -88,6 +92,8 @@ def execute(options: argparse.Namespace) -> int:
     if not losses:
         raise CommandError(f"{run} has no losses: it is neither the log of a Megatron run nor its events")
     output = options.output or (run if run.is_dir() else run.parent) / "loss.png"
+    if output.suffix != ".png" or output == run or not output.parent.is_dir():
+        raise CommandError(f"{output} cannot be the picture: name a new .png in a folder that exists")
     draw(curves, output)
     first, last = min(losses), max(losses)
     print(f"{output}: loss {losses[first]:.4f} at iteration {first}, {losses[last]:.4f} at {last}")

@@ -169,7 +169,11 @@ void share_storage(const at::Tensor& to, const at::Tensor& from) {
   TORCH_CHECK(to.device() == from.device(), "a tensor on ", to.device(),
               " cannot share the memory of one on ", from.device());
   auto* storage = to.storage().unsafeGetStorageImpl();
-  auto* reference = new c10::Storage(from.storage());
+  c10::Storage owner = from.storage();
+  while (owner.data_ptr().get_deleter() == &drop_reference)
+    owner = c10::Storage(*static_cast<c10::Storage*>(owner.data_ptr().get_context()));
+  if (owner.unsafeGetStorageImpl() == storage) return;
+  auto* reference = new c10::Storage(std::move(owner));
   storage->set_data_ptr_noswap(
       {reference->mutable_data_ptr().get(), reference, &drop_reference, reference->device()});
   storage->set_nbytes(reference->nbytes());

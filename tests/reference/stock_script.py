@@ -145,7 +145,7 @@ def recipe(name: str, **variables: str) -> list[str]:
 
 def flags_of(command: Sequence[str]) -> list[str]:
     """What such a command hands to the script."""
-    return list(command[command.index("examples/pretrain_gpt.py") + 1 :])
+    return list(command[command.index(str(PRETRAIN)) + 1 :])
 
 
 def checkout_of(tag: str, megatron_lm_path: Path, folder: Path) -> Path | None:

@@ -73,3 +73,11 @@ def test_memory_handed_on_lives_as_long_as_either(device):
 def test_memory_is_not_handed_between_devices():
     with pytest.raises(RuntimeError, match="cannot share the memory of one on cpu"):
         _runtime.share_storage(torch.zeros(2, device="cuda"), torch.zeros(2))
+
+
+def test_memory_handed_back_and_forth_stays_what_it_was():
+    a, b = torch.ones(3, device="cuda"), torch.zeros(3, device="cuda")
+    for to, given in ((a, a), (b, a), (a, b), (b, b)):
+        _runtime.share_storage(to, given)
+    a.mul_(2)
+    assert (a + b).tolist() == [4, 4, 4]

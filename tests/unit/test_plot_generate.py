@@ -87,3 +87,15 @@ def test_a_draw_is_that_of_its_seed() -> None:
 def test_a_folder_without_checkpoint_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", "--load", str(tmp_path), "--prompt", "a"]) == 2
     assert "has no checkpoint" in capsys.readouterr().err
+
+
+def test_what_a_log_holds_beside_its_curve_is_left_out():
+    cut = " iteration       12/      20 | lm loss: 4.0E+"
+    between = " iteration       11/      20 | lm loss: 4.1E[rank1]: warning | grad norm: 1.500 |"
+    test = " validation loss at iteration 10 on test set | lm loss value: 9.9E+00 | lm loss PPL: 2.0E+04 |"
+    sets = " validation-0 loss at iteration 10 | lm loss value: 4.7E+00 | lm loss PPL: 1.1E+02 |"
+    whole = " iteration       10/      20 | lm loss: nan | grad norm: 1.250 |"
+    curves = plot.read_log("\n".join((whole, sets, test, between, cut)))
+    assert list(curves["lm loss"]) == [10]
+    assert curves["grad norm"] == {10: 1.25, 11: 1.5}
+    assert curves["validation"] == {10: 4.7}

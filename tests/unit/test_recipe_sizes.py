@@ -75,3 +75,22 @@ def test_full_size_is_the_published_model(recipe, size, cards, vocabulary, param
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(re.search(r"parameters: (\d+)", done.stdout)[1]) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "sentence"),
+    [
+        ("long_context", {"SIZE": "405b", "LOAD": "x"}, "no size '405b'"),
+        ("fsdp", {"SIZE": "405b"}, "no size '405b'"),
+        ("qwen3", {"SIZE": "7b"}, "no size '7b'"),
+        ("llama3", {"SIZE": "8b", "NPROC": "3"}, "8 cards are not nodes of NPROC=3"),
+        ("llama3", {"SIZE": "8b", "DATA_PATH": ""}, "DATA_PATH is to name"),
+    ],
+)
+def test_what_a_recipe_cannot_do_is_one_sentence(name, variables, sentence):
+    named = {"PRINT": "1", "DATA_PATH": "data", "TOKENIZER_MODEL": "here", **variables}
+    script = ROOT / "examples" / f"{name}.sh"
+    done = subprocess.run([script], env={**os.environ, **named}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert sentence in done.stderr.splitlines()[-1]
+    assert done.stdout == ""

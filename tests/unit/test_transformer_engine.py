@@ -158,6 +158,24 @@ def test_grouped_linear_adds_its_gradients_to_the_sums_that_ddp_keeps():
     """)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    "layer", ["te.Linear(16, 8, bias=False, {})", "te.GroupedLinear(3, 16, 8, bias=False, {})"]
+)
+def test_a_frozen_layer_hands_the_gradient_on(layer, fused):
+    succeeds(f"""
+        import transformer_engine.pytorch as te
+        layer = {layer.format(f"params_dtype=torch.float32, fuse_wgrad_accumulation={fused}")}
+        layer.requires_grad_(False)
+        x = torch.randn(7, 16, device="cuda", requires_grad=True)
+        splits = [[4, 0, 3]] if "Grouped" in type(layer).__name__ else []
+        layer(x, *splits).sum().backward()
+        weights = [p.cpu().double() for p in layer.parameters()]
+        rows = [w.sum(0) for w, count in zip(weights, (splits or [[7]])[0]) for _ in range(count)]
+        torch.testing.assert_close(x.grad.cpu().double(), torch.stack(rows), rtol=1e-5, atol=1e-5)
+    """)
+
+
 @pytest.mark.parametrize(
     ("call", "word"),
     [

@@ -13,7 +13,9 @@ from torch.autograd.function import once_differentiable
 
 def has_sums(weights: Sequence[torch.Tensor]) -> bool:
     """Whether there are sums to add gradients to; Megatron FSDP makes its own only in backward."""
-    return all(hasattr(w, "main_grad") and not hasattr(w, "__fsdp_param__") for w in weights)
+    return all(
+        getattr(w, "main_grad", None) is not None and not hasattr(w, "__fsdp_param__") for w in weights
+    )
 
 
 class AccumulatingProduct(torch.autograd.Function):

@@ -135,7 +135,7 @@ class _Parallel(WithoutFp8):
             async_grad_allreduce=None,
             sequence_parallel=column and self.sequence_parallel,
             grad_output_buffer=None,
-            wgrad_deferral_limit=0,
+            wgrad_deferral_limit=0 if weight.requires_grad else None,
             tp_group=self.tp_group,
         )
         if not row:
