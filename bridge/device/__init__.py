@@ -45,6 +45,7 @@ def enable(register_operators: Callable[[], None]) -> None:
     _runtime.register_device()
 
     def initialize() -> None:
+        npu.count_ranks()
         if _runtime.opaque_memory():  # it is MindSpore's own
             mindspore.start()
         register_operators()
@@ -66,7 +67,7 @@ def _count_devices() -> None:
     """How many devices there are and, on Ascend, which is this process's. Without CANN the first tensor says
     so."""
     if not _runtime.opaque_memory():
-        _runtime.set_device_count(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        npu.count_ranks()
         return
     count = max(1, cann.device_count())
     _runtime.set_device_count(count)

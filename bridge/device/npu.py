@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,16 @@ def _is_in_bad_fork() -> bool:
     return _runtime.in_bad_fork()
 
 
+def count_ranks() -> None:
+    """On the CPU target devices are the ranks of this host. A spawned process has this package before it is
+    told their number, so the number counts that stands when the device is first used.
+    """
+    if not _runtime.opaque_memory() and not _runtime.is_initialized():
+        _runtime.set_device_count(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def device_count() -> int:
+    count_ranks()
     return _runtime.device_count()
 
 
@@ -88,6 +98,7 @@ def current_device() -> int:
 
 def set_device(device: Any) -> None:
     index = device_index(device)
+    count_ranks()
     _runtime.set_device(index)
 
 

@@ -67,7 +67,8 @@ def test_a_persistent_worker_that_ends_is_one_sentence():
 
         def order(preload):
             args = ("wrote", None, "what it was sent")
-            return async_utils.AsyncRequest(print, args, [], preload_fn=preload)
+            say = functools.partial(print, flush=True)
+            return async_utils.AsyncRequest(say, args, [], preload_fn=preload)
 
         caller = async_utils.PersistentAsyncCaller()
         caller.schedule_async_call(order(functools.partial(str, "what it was sent")))

@@ -92,6 +92,29 @@ def test_processes_that_a_bridged_process_starts_have_the_bridge(script):
     }, done.stderr
 
 
+TOLD_LATER = """
+import multiprocessing
+import os
+
+def rank(told):
+    import torch
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    torch.cuda.set_device(1)
+    told.put((str(torch.zeros(2, device="cuda").device), torch.cuda.device_count()))
+
+if __name__ == "__main__":
+    import mindspeed_ms.patch
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    context.Process(target=rank, args=(told,), daemon=True).start()
+    print(*told.get(timeout=60))
+"""
+
+
+def test_a_spawned_rank_counts_the_ranks_that_it_is_told_of_before_it_uses_its_device(script):
+    assert launch(sys.executable, str(script(TOLD_LATER))).stdout == "npu:1 2\n"
+
+
 def test_modules_beside_the_script_are_found(script):
     script("VALUE = 7", "sibling.py")
     done = cli("run", str(script("import sibling; print(sibling.VALUE)")))
