@@ -11,11 +11,17 @@ version_of() { # COMMAND -> 3.12
     "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null
 }
 
-find_python() { # VERSION -> the first interpreter of it: on PATH, pyenv's, uv's
+usable() { # COMMAND: it makes environments, and extensions can be compiled for it
+    "$1" -c 'import ensurepip, os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2> /dev/null
+}
+
+find_python() { # VERSION -> the first usable interpreter of it: on PATH, pyenv's, uv's
     local candidate
     for candidate in "python$1" python3 python "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python \
         "$(uv python find --no-project "$1" 2> /dev/null)"; do
-        [ "$(version_of "$candidate")" = "$1" ] && echo "$candidate" && return
+        [ "$(version_of "$candidate")" = "$1" ] || continue
+        usable "$candidate" && echo "$candidate" && return
+        echo "$candidate lacks venv or Python.h (Debian: python$1-venv, python$1-dev): looking further" >&2
     done
     return 1
 }
@@ -28,8 +34,8 @@ choose_python() { # sets PYTHON and VERSION
     case "$VERSION" in
         3.10 | 3.11 | 3.12) ;;
         *)
-            echo "${PYTHON:-python3} is not Python $MAIN, nor 3.11, 3.10: install it (apt install python3.12-venv," \
-                "uv python install 3.12 or pyenv install 3.12), or set PYTHON to one" >&2
+            echo "${PYTHON:-python3} is not Python $MAIN, nor 3.11, 3.10: install it (apt install python3.12-venv" \
+                "python3.12-dev, uv python install 3.12 or pyenv install 3.12), or set PYTHON to one" >&2
             return 1
             ;;
     esac
