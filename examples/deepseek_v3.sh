@@ -5,7 +5,7 @@
 set -euo pipefail
 . "$(dirname "$0")/train.sh"
 MODEL=(
-    "${LLAMA[@]}" --multi-latent-attention --qk-layernorm --mtp-num-layers 1 --mtp-loss-scaling-factor 0.1
+    "${LLAMA[@]}" $UNTIED --multi-latent-attention --qk-layernorm --mtp-num-layers 1 --mtp-loss-scaling-factor 0.1
     --moe-router-score-function sigmoid --moe-router-enable-expert-bias --moe-router-bias-update-rate 1e-3
     --moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 1e-4 --moe-router-topk-scaling-factor 2.5
     --moe-token-dispatcher-type alltoall --moe-grouped-gemm --moe-permute-fusion --moe-router-dtype fp32

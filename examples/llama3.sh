@@ -4,7 +4,7 @@
 # Recipes that call this one may set RECIPE_CARDS, and RECIPE_LAYOUT to the flags of another parallel layout.
 set -euo pipefail
 . "$(dirname "$0")/train.sh"
-MODEL=("${LLAMA[@]}" --group-query-attention)
+MODEL=("${LLAMA[@]}" $UNTIED --group-query-attention)
 case "$SIZE" in
     small) MODEL+=("${SMALL[@]}" --ffn-hidden-size 704 --num-query-groups 4) ;;
     8b)

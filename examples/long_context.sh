@@ -3,7 +3,7 @@
 #   [SIZE=small|8b|70b] [NPROC=2] examples/long_context.sh [FLAGS of Megatron-LM that add to or replace those below]
 # small takes two ranks; 8b and 70b extend the Llama 3 that LOAD names to 131,072 tokens, as 3.1 did.
 set -euo pipefail
-export SIZE="${SIZE:-small}"
+. "$(dirname "$0")/train.sh"
 FLAGS=(
     --seq-length 131072 --max-position-embeddings 131072 --use-rope-scaling --rope-scaling-factor 8
     --train-iters 2000 --lr 2e-5 --min-lr 2e-6 --finetune --exit-on-missing-checkpoint
@@ -23,10 +23,7 @@ case "$SIZE" in
         export RECIPE_LAYOUT="--tensor-model-parallel-size 8 --pipeline-model-parallel-size 4 --context-parallel-size 16"
         FLAGS+=(--num-layers-per-virtual-pipeline-stage 5 --global-batch-size 32)
         ;;
-    *)
-        echo "$0: there is no size '$SIZE': set SIZE to one of small 8b 70b" >&2
-        exit 1
-        ;;
+    *) unknown_size 8b 70b ;;
 esac
 [ "$SIZE" = small ] || FLAGS+=(--load "${LOAD:?the folder that --save of the first run named}")
 exec "$(dirname "$0")/llama3.sh" "${FLAGS[@]}" "$@"

@@ -4,7 +4,7 @@
 set -euo pipefail
 . "$(dirname "$0")/train.sh"
 MODEL=(
-    "${LLAMA[@]}" --group-query-attention
+    "${LLAMA[@]}" $UNTIED --group-query-attention
     --num-experts 8 --moe-router-topk 2 --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 1e-2
     --moe-token-dispatcher-type alltoall --moe-grouped-gemm --moe-permute-fusion --moe-router-dtype fp32
 )

@@ -3,11 +3,7 @@
 #   [SIZE=small|0.6b|8b|32b] [NPROC=2] examples/qwen3.sh [FLAGS of Megatron-LM that add to or replace those below]
 set -euo pipefail
 . "$(dirname "$0")/train.sh"
-# Not LLAMA: the smallest sizes tie their embeddings.
-MODEL=(
-    --swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear
-    --attention-dropout 0 --hidden-dropout 0 --group-query-attention --qk-layernorm
-)
+MODEL=("${LLAMA[@]}" --group-query-attention --qk-layernorm)
 case "$SIZE" in
     small) MODEL+=("${SMALL[@]}" --ffn-hidden-size 704 --num-query-groups 4 --kv-channels 64) ;;
     0.6b) CARDS=8 MODEL+=(
@@ -16,12 +12,12 @@ case "$SIZE" in
     ) ;;
     8b) CARDS=16 MODEL+=(
         --num-layers 36 --hidden-size 4096 --ffn-hidden-size 12288 --num-attention-heads 32
-        --untie-embeddings-and-output-weights --tensor-model-parallel-size 2
+        $UNTIED --tensor-model-parallel-size 2
         --micro-batch-size 1 --global-batch-size 512 --lr 3e-4 --min-lr 3e-5 --recompute-granularity selective
     ) ;;
     32b) CARDS=64 MODEL+=(
         --num-layers 64 --hidden-size 5120 --ffn-hidden-size 25600 --num-attention-heads 64
-        --untie-embeddings-and-output-weights --tensor-model-parallel-size 8
+        $UNTIED --tensor-model-parallel-size 8
         --pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 8
         --micro-batch-size 1 --global-batch-size 1024 --lr 2e-4 --min-lr 2e-5 --recompute-granularity selective
     ) ;;

@@ -5,7 +5,7 @@ set -euo pipefail
 . "$(dirname "$0")/train.sh"
 # Softmax over the chosen logits is softmax over all of them, renormalised (norm_topk_prob of the published models).
 MODEL=(
-    "${LLAMA[@]}" --group-query-attention --num-query-groups 4 --qk-layernorm
+    "${LLAMA[@]}" $UNTIED --group-query-attention --num-query-groups 4 --qk-layernorm
     --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 1e-3
     --moe-token-dispatcher-type alltoall --moe-grouped-gemm --moe-permute-fusion --moe-router-dtype fp32
 )

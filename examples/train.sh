@@ -9,7 +9,7 @@
 ROOT="$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 NEEDS_TRAINER=1
 [ -n "${PRINT:-}" ] || . "$ROOT/examples/setup.sh"
-SIZE="${SIZE:-small}"
+export SIZE="${SIZE:-small}"
 # Waiting threads of torch's and of MindSpore's pool must not spin on cores that the other pool needs.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 # Megatron asks for it with tensor parallelism; on devices without CUDA's queues it says nothing.
@@ -34,8 +34,9 @@ FULL=(
 # What every decoder since Llama shares.
 LLAMA=(
     --swiglu --normalization RMSNorm --position-embedding-type rope --disable-bias-linear
-    --untie-embeddings-and-output-weights --attention-dropout 0 --hidden-dropout 0
+    --attention-dropout 0 --hidden-dropout 0
 )
+UNTIED=--untie-embeddings-and-output-weights
 
 unknown_size() { # SIZES...
     stop "there is no size '$SIZE': set SIZE to one of small $*"

@@ -180,8 +180,10 @@ def _mixtral(config: Config) -> Flags:
     yield from _experts(config, "num_local_experts", "intermediate_size", pre_softmax=False)
 
 
-def _sparse_layers(config: Config) -> Flags:
-    """Qwen's choice of the layers that have experts."""
+def _qwen_experts(config: Config) -> Flags:
+    """Qwen's router, and its choice of the layers that have experts."""
+    pre_softmax = not config.get("norm_topk_prob", False)
+    yield from _experts(config, "num_experts", "moe_intermediate_size", pre_softmax)
     count, step = config.need("num_hidden_layers"), config.get("decoder_sparse_step", 1)
     dense = set(config.get("mlp_only_layers", []))
     pattern = [int(layer not in dense and (layer + 1) % step == 0) for layer in range(count)]
@@ -190,20 +192,14 @@ def _sparse_layers(config: Config) -> Flags:
 
 def _qwen2_moe(config: Config) -> Flags:
     yield from _qwen2(config)
-    yield from _experts(
-        config, "num_experts", "moe_intermediate_size", not config.get("norm_topk_prob", False)
-    )
-    yield from _sparse_layers(config)
+    yield from _qwen_experts(config)
     yield config.flag("moe_shared_expert_intermediate_size", "shared_expert_intermediate_size")
     yield Flag("moe_shared_expert_gate", True, f"model_type {config.kind}")
 
 
 def _qwen3_moe(config: Config) -> Flags:
     yield from _qwen3(config)
-    yield from _experts(
-        config, "num_experts", "moe_intermediate_size", not config.get("norm_topk_prob", False)
-    )
-    yield from _sparse_layers(config)
+    yield from _qwen_experts(config)
 
 
 def _latent_attention(config: Config) -> Flags:

@@ -59,9 +59,7 @@ def declare(
     _runtime.declare_kernel(kernel, mindspore, csrc)
 
 
-def choose(
-    kernel: str, *tensors: torch.Tensor | None, refusal: Refusal = None, csrc_refusal: Refusal = None
-) -> tuple[str, int]:
+def choose(kernel: str, *tensors: torch.Tensor | None, refusal: Refusal = None) -> tuple[str, int]:
     """The implementation of this call of fused kernel `kernel`: "mindspore", "csrc" or "composite"; and why.
 
     The second value is the number of the reason that spoke against a better one, for
@@ -70,13 +68,12 @@ def choose(
     Args:
         tensors: those whose dtypes and memory a form must be able to read.
         refusal: why the MindSpore form does not take this call, or what computes that when it is needed.
-        csrc_refusal: the same of the csrc form.
 
     The composite takes what no form does: other dtypes, wrappers (a DTensor has no memory of its own), npu
     tensors on route host, and those in opaque memory on the CPU target, which has no address. On Ascend it
     warns once for each reason; ``mindspeed-ms coverage --why`` lists them.
     """
-    return _runtime.choose_kernel(kernel, tensors, refusal, csrc_refusal)
+    return _runtime.choose_kernel(kernel, tensors, refusal)
 
 
 def implementation(*tensors: torch.Tensor | None) -> str:

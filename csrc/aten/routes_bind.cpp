@@ -108,10 +108,10 @@ Choice choose_form(const std::string& name, Kernel& chosen, const Call& call, co
 }
 
 std::pair<const char*, Reason> choose_kernel(const std::string& name, const py::tuple& tensors,
-                                             const py::object& refusal, const py::object& csrc_refusal) {
+                                             const py::object& refusal) {
   const auto choice = choose_form(
       name, kernel(name), inspect(tensors_of(tensors)), [&] { return refused(refusal); },
-      [&] { return refused(csrc_refusal); });
+      [] { return std::nullopt; });
   return {route_name(choice.route), choice.why};
 }
 
@@ -260,8 +260,7 @@ void bind_routes(py::module_& m) {
         kernel(name).offer = kernel_offer(dtype_mask(mindspore), dtype_mask(csrc));
       },
       py::arg("name"), py::arg("mindspore"), py::arg("csrc"), "The dtypes of a kernel's forms.");
-  m.def("choose_kernel", &choose_kernel, py::arg("kernel"), py::arg("tensors"), py::arg("refusal"),
-        py::arg("csrc_refusal"));
+  m.def("choose_kernel", &choose_kernel, py::arg("kernel"), py::arg("tensors"), py::arg("refusal"));
   py::class_<FusedKernel>(m, "FusedKernel",
                           "A fused kernel as torch calls it: checks, the choice of a form, counting.")
       .def(py::init<std::string, std::vector<size_t>, py::object, py::object, py::object, py::object,

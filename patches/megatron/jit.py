@@ -1,6 +1,7 @@
 """Megatron's jit_fuser: torch.compile generates CUDA (triton) or CPU code, and neither is for this device."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,11 @@ def jit_fuser(original: Any) -> Callable[..., Any]:
     """Functions decorated from now on stay eager; those compiled before are told to run eagerly."""
     if _compiled_before_us():
         torch.compiler.set_stance("force_eager")
+        warnings.warn(
+            "Megatron was imported before mindspeed_ms.patch and has compiled functions: torch.compile runs "
+            "eagerly in this process; import mindspeed_ms.patch first",
+            stacklevel=2,
+        )
     return _eager
 
 

@@ -17,8 +17,7 @@ SHORT = shlex.split(
     "--micro-batch-size 2 --attention-dropout 0 --hidden-dropout 0 --use-cpu-initialization"
 )
 GROUPED = {"--moe-grouped-gemm", "--moe-permute-fusion"}
-RANKS = dict.fromkeys(("gpt2", "llama3", "qwen3", "mixtral", "qwen3_moe", "deepseek_v3"), 1)
-RANKS |= {"long_context": 2, "fsdp": 2}
+ALONE = ("gpt2", "llama3", "qwen3", "mixtral", "qwen3_moe", "deepseek_v3")
 ALWAYS = {"qwen3", "deepseek_v3"}  # what the others have is also in these, or in the tests of strategies
 
 
@@ -38,18 +37,36 @@ def train(pretrain, tmp_path_factory):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    "name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in RANKS]
+    "name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in ALONE]
 )
 def test_small_recipe_trains_as_plain_torch(name, train, tmp_path):
     flags = [*flags_of(recipe(name)), *SHORT]
     # Grouped experts draw their weights in another order than single ones, which is all that plain torch has.
     single = [flag for flag in flags if flag not in GROUPED]
-    run = train([*single, "--save", str(tmp_path)], ranks=RANKS[name])
-    plain = train([*single, *PLAIN_FLAGS], ranks=RANKS[name], way=PLAIN)
+    run, plain = train([*single, "--save", str(tmp_path)]), train([*single, *PLAIN_FLAGS], way=PLAIN)
     assert run == pytest.approx(plain, rel=1e-6)
     if single != flags:
         loaded = ["--load", str(tmp_path), "--finetune"]
         assert train([*flags, *loaded]) == pytest.approx(train([*single, *loaded]), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_long_context_on_two_ranks_trains_as_plain_torch_on_one(train):
+    flags = [*flags_of(recipe("long_context")), *SHORT, "--seq-length", "128"]
+    # Plain torch has no ring attention.
+    plain = train([*flags, "--context-parallel-size", "1", *PLAIN_FLAGS], way=PLAIN)
+    assert train(flags, ranks=2) == pytest.approx(plain, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_fsdp_on_two_ranks_trains_as_plain_torch_unsharded_on_one(train):
+    # Weights made on each device would come from other generators than the CPU's.
+    flags = [flag for flag in flags_of(recipe("fsdp")) if flag != "--init-model-with-meta-device"]
+    plain = train([*flags_of(recipe("llama3")), *SHORT, *PLAIN_FLAGS], way=PLAIN)
+    run = train([*flags, *SHORT], ranks=2, CUDA_DEVICE_MAX_CONNECTIONS="8")
+    assert run == pytest.approx(plain, rel=1e-6)
 
 
 @pytest.mark.distributed

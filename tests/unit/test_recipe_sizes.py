@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mindspeed_ms.patch  # noqa: F401 - before Megatron
 import pytest
 from megatron.core import package_info
 
